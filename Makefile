@@ -1,0 +1,27 @@
+# make demo: ALOHA in MuJoCo through real ROS 2 topics, driven by the shipped checkpoint. EPISODES=2 stops after two.
+# make test: every check, as CI runs it. Both set everything up in .venv first and are quick the second time.
+SHELL := /bin/bash
+EPISODES ?= 0
+SEED ?= 0
+ARGS ?=
+BIN := .venv/bin
+# The ROS 2 wheels do not set this; ROS tools and ament_index look their packages up through it.
+export AMENT_PREFIX_PATH := $(CURDIR)/.venv$(if $(AMENT_PREFIX_PATH),:$(AMENT_PREFIX_PATH))
+
+.PHONY: demo test lint setup clean
+setup:
+	@scripts/setup.sh
+
+demo: setup
+	@$(BIN)/qwen-vla up aloha --sim --record --episodes $(EPISODES) --seed $(SEED) $(ARGS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf .venv build install log .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,293 @@
+"""What a robot is, as data: the frozen dataclasses that one embodiment YAML is parsed into.
+
+Training, serving, safety, recording and the ROS graph all read these and nothing else. Field documentation lives in
+``doc`` metadata: the parser's errors, the JSON Schema and ``docs/embodiment.md`` are generated from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+GroupKind = Literal[
+    "joint_position", "joint_delta", "eef_pose", "eef_delta", "gripper", "base_twist", "waypoint", "hand"
+]
+CommandKind = Literal[
+    "joint_trajectory",  # trajectory_msgs/JointTrajectory, one point, velocities filled
+    "forward_command",  # std_msgs/Float64MultiArray (ros2_control forward_command_controller)
+    "interbotix_group",  # interbotix_xs_msgs/JointGroupCommand
+    "interbotix_single",  # interbotix_xs_msgs/JointSingleCommand
+    "twist",  # geometry_msgs/Twist
+    "twist_stamped",  # geometry_msgs/TwistStamped
+    "pose_stamped",  # geometry_msgs/PoseStamped
+]
+TimeoutBehaviour = Literal["hold_measured", "zero"]
+StateSource = Literal["joint_state", "odometry"]
+Transport = Literal["raw", "compressed"]
+VELOCITY_KINDS: frozenset[str] = frozenset({"base_twist", "joint_delta", "eef_delta"})
+ARM_KINDS: frozenset[str] = frozenset({"joint_position", "joint_delta", "eef_pose", "eef_delta", "gripper", "hand"})
+BASE_KINDS: frozenset[str] = frozenset({"base_twist", "waypoint"})
+MAX_CHANNELS = 64  # K [I]
+
+# A pose group names its rotation's representation in the unit, because 6 numbers may be axis-angle or Euler angles.
+_POSE_UNITS = ("m,axis_angle", "m,euler_xyz", "m,quaternion", "m,rot6d", "m")
+UNITS_BY_KIND: dict[str, tuple[str, ...]] = {
+    "joint_position": ("rad", "m"),
+    "joint_delta": ("rad", "m"),
+    "eef_pose": _POSE_UNITS,
+    "eef_delta": _POSE_UNITS,
+    "gripper": ("fraction", "m", "rad"),
+    "base_twist": ("m/s,rad/s", "m/s", "rad/s"),
+    "waypoint": ("m,rad", "m"),
+    "hand": ("rad", "fraction", "eigengrasp"),
+}
+COMMAND_KINDS_BY_GROUP: dict[str, tuple[str, ...]] = {
+    "joint_position": ("joint_trajectory", "forward_command", "interbotix_group", "interbotix_single"),
+    "joint_delta": ("joint_trajectory", "forward_command"),
+    "eef_pose": ("pose_stamped",),
+    "eef_delta": ("twist_stamped", "twist", "pose_stamped"),
+    "gripper": ("joint_trajectory", "forward_command", "interbotix_single", "interbotix_group"),
+    "base_twist": ("twist", "twist_stamped"),
+    "waypoint": ("pose_stamped",),
+    "hand": ("joint_trajectory", "forward_command"),
+}
+# convention → (the group kind it needs, kinds that contradict it)
+CONVENTION_KINDS: dict[str, tuple[str, frozenset[str]]] = {
+    "absolute_joint": ("joint_position", frozenset({"joint_delta", "eef_pose", "eef_delta"})),
+    "delta_joint": ("joint_delta", frozenset({"joint_position", "eef_pose", "eef_delta"})),
+    "absolute_eef": ("eef_pose", frozenset({"joint_position", "joint_delta", "eef_delta"})),
+    "delta_eef": ("eef_delta", frozenset({"joint_position", "joint_delta", "eef_pose"})),
+    "base_velocity": ("base_twist", ARM_KINDS),
+    "waypoint": ("waypoint", ARM_KINDS),
+}
+ODOMETRY_FIELDS = ("x", "y", "yaw", "vx", "vy", "wz")
+TWIST_FIELDS = ("vx", "vy", "vz", "wx", "wy", "wz")
+
+
+def doc(text: str, **extra: Any) -> dict[str, Any]:
+    """Field metadata: one sentence for errors, schema and docs; ``extra`` may hold minimum, exclusive_minimum, unit."""
+    return {"doc": text, **extra}
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """Fields of the published embodiment sentence [P]."""
+
+    robot_tag: str = field(metadata=doc("Robot name as the model reads it, e.g. 'ALOHA'."))
+    arms: Literal["single arm", "dual arms", "no arm"] = field(metadata=doc("How many arms the prompt names."))
+    waist: bool = field(default=False, metadata=doc("Whether the prompt says the robot has a waist."))
+    mobile_base: bool = field(default=False, metadata=doc("Whether the prompt says the robot has a mobile base."))
+
+
+@dataclass(frozen=True)
+class ControlSpec:
+    """Rates and the chunk's length."""
+
+    frequency_hz: float = field(
+        metadata=doc("Action frequency of the policy, as in the prompt.", exclusive_minimum=0.0)
+    )
+    horizon: int = field(metadata=doc("H: actions per chunk, as in the prompt.", minimum=1))
+    controller_rate_hz: float = field(
+        metadata=doc("Rate of the controller's loop; it interpolates between actions.", exclusive_minimum=0.0)
+    )
+    convention: Literal["absolute_joint", "delta_joint", "absolute_eef", "delta_eef", "base_velocity", "waypoint"] = (
+        field(metadata=doc("Action convention the datasets of this robot use."))
+    )
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    """One view of the policy and the topic it comes from."""
+
+    view: str = field(metadata=doc("View name; becomes the tokens <|view_start|> and <|view_end|>."))
+    topic: str = field(metadata=doc("Image topic (absolute or relative to the namespace)."))
+    transport: Transport = field(
+        default="raw", metadata=doc("raw (sensor_msgs/Image) or compressed (CompressedImage).")
+    )
+    size: tuple[int, int] = field(default=(640, 480), metadata=doc("Expected [width, height] in pixels.", unit="px"))
+    max_age_ms: float = field(
+        default=200.0, metadata=doc("An image older than this is stale: the policy holds.", exclusive_minimum=0.0)
+    )
+    reference: bool = field(default=False, metadata=doc("Exactly one camera is the time reference of an observation."))
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """``message = scale * channel + offset``; invertible because scale ≠ 0 is checked at load.
+
+    Written in YAML either as {scale, offset} or as {from: [c0, c1], to: [m0, m1]} (channel range → message range).
+    """
+
+    scale: float = field(default=1.0, metadata=doc("Factor from channel units to message units."))
+    offset: float = field(default=0.0, metadata=doc("Offset in message units."))
+
+    def to_message(self, channel: Any) -> Any:
+        """Channel units → message units (scalar or array)."""
+        return channel * self.scale + self.offset
+
+    def to_channel(self, message: Any) -> Any:
+        """Message units → channel units (scalar or array)."""
+        return (message - self.offset) / self.scale
+
+
+@dataclass(frozen=True)
+class StateGroup:
+    """Channels read from one message topic."""
+
+    name: str = field(metadata=doc("Group name, unique among the state groups."))
+    kind: GroupKind = field(metadata=doc("What the channels are."))
+    channels: tuple[str, ...] = field(metadata=doc("Channel names, unique in the embodiment's state."))
+    unit: str = field(metadata=doc("Unit of the channels: rad, m, fraction, m/s, rad/s."))
+    topic: str = field(metadata=doc("Topic the state comes from."))
+    fields: tuple[str, ...] = field(
+        metadata=doc("One per channel: joint name in the JointState, or odometry field (x, y, yaw, vx, wz).")
+    )
+    source: StateSource = field(default="joint_state", metadata=doc("Message type: JointState or Odometry."))
+    map: LinearMap = field(default=LinearMap(), metadata=doc("Map between channel units and the state message's."))
+    max_age_ms: float = field(default=100.0, metadata=doc("Older state is stale.", exclusive_minimum=0.0))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one action group in channel units; one value per channel. ON by default: position and velocity are required."""
+
+    lower: tuple[float, ...] = field(metadata=doc("Lower position (or value) limit per channel."))
+    upper: tuple[float, ...] = field(metadata=doc("Upper position (or value) limit per channel."))
+    velocity: tuple[float, ...] = field(metadata=doc("Largest rate of change per channel, units/s."))
+    acceleration: tuple[float, ...] = field(metadata=doc("Largest change of rate per channel, units/s²."))
+
+
+@dataclass(frozen=True)
+class CommandSpec:
+    """Where and as what a group's commands are published."""
+
+    kind: CommandKind = field(metadata=doc("Command adapter."))
+    topic: str = field(metadata=doc("Command topic."))
+    fields: tuple[str, ...] = field(
+        default=(), metadata=doc("Joint names (or twist fields) in message order; default: the channels.")
+    )
+    group_name: str = field(
+        default="", metadata=doc("Interbotix group or joint name; required for interbotix_* kinds.")
+    )
+    frame_id: str = field(
+        default="", metadata=doc("Frame of stamped commands; required for pose_stamped/twist_stamped.")
+    )
+    simulation_kind: CommandKind | None = field(
+        default=None,
+        metadata=doc(
+            "Adapter used instead in simulation, on the same topic, where the robot's own message package is absent."
+        ),
+    )
+    map: LinearMap = field(default=LinearMap(), metadata=doc("Map from channel units to the command message's."))
+
+
+@dataclass(frozen=True)
+class ActionGroup:
+    """Channels of the action tensor that are commanded together."""
+
+    name: str = field(metadata=doc("Group name, unique among the action groups."))
+    kind: GroupKind = field(metadata=doc("What the channels are."))
+    channels: tuple[str, ...] = field(
+        metadata=doc("Channel names; their order over all groups is the tensor's column order.")
+    )
+    unit: str = field(metadata=doc("Unit of the channels: rad, m, fraction, m/s, rad/s."))
+    limits: Limits = field(metadata=doc("Position, velocity and acceleration limits in channel units."))
+    command: CommandSpec = field(metadata=doc("Topic, message and map of the command."))
+    on_timeout: TimeoutBehaviour = field(
+        metadata=doc("hold_measured (arms, grippers) or zero (velocities only; refused on position groups).")
+    )
+    start: tuple[float, ...] = field(default=(), metadata=doc("Start pose per channel, inside the limits; optional."))
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Axis-aligned box in ``frame_id`` that Cartesian targets are clamped to."""
+
+    lower: tuple[float, float, float] = field(metadata=doc("x, y, z minimum.", unit="m"))
+    upper: tuple[float, float, float] = field(metadata=doc("x, y, z maximum.", unit="m"))
+    frame_id: str = field(default="base_link", metadata=doc("Frame of the box."))
+
+
+@dataclass(frozen=True)
+class SafetySpec:
+    """Everything here is on by default; switching off is explicit in the YAML and printed by `show`."""
+
+    watchdog_ms: float = field(
+        default=300.0, metadata=doc("No fresh chunk for this long: time out.", exclusive_minimum=0.0)
+    )
+    max_jump: float = field(
+        default=0.5,
+        metadata=doc(
+            "Largest allowed |command − measured| per position channel, channel units; beyond it the command is clamped.",
+            exclusive_minimum=0.0,
+        ),
+    )
+    soft_start_s: float = field(
+        default=1.0, metadata=doc("Velocity limit ramps up over this time after start.", minimum=0.0)
+    )
+    max_skew_ms: float = field(
+        default=100.0, metadata=doc("Largest stamp difference of the views.", exclusive_minimum=0.0)
+    )
+    workspace: Workspace | None = field(default=None, metadata=doc("Optional Cartesian box for eef groups."))
+
+
+@dataclass(frozen=True)
+class SimulationSpec:
+    """Which shipped world stands in for the robot, and at which rates it publishes."""
+
+    world: str = field(metadata=doc("World name, see `qwen-vla sim --help`."))
+    camera_rate_hz: float = field(default=10.0, metadata=doc("Camera rate of the simulator.", exclusive_minimum=0.0))
+    camera_size: tuple[int, int] | None = field(
+        default=None, metadata=doc("[width, height] the simulator renders; default: each camera's size.", unit="px")
+    )
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """One robot. Build it with ``load_embodiment``; it is validated there, once."""
+
+    name: str = field(metadata=doc("Short identifier, e.g. 'aloha'; letters, digits, underscores."))
+    prompt: PromptSpec = field(metadata=doc("Fields of the embodiment prompt."))
+    control: ControlSpec = field(metadata=doc("Frequency, horizon, controller rate, convention."))
+    cameras: tuple[CameraSpec, ...] = field(metadata=doc("Views in the order the model sees them."))
+    state: tuple[StateGroup, ...] = field(metadata=doc("State groups in the order of the state vector."))
+    actions: tuple[ActionGroup, ...] = field(metadata=doc("Action groups in the order of the tensor's columns."))
+    safety: SafetySpec = field(default=SafetySpec(), metadata=doc("Watchdog, jump limit, soft start, skew, workspace."))
+    simulation: SimulationSpec | None = field(
+        default=None, metadata=doc("World that stands in for the robot; optional.")
+    )
+    description: str = field(default="", metadata=doc("For humans."))
+    source_text: str = field(default="", repr=False, compare=False, metadata=doc("", internal=True))
+    source_path: str = field(default="", repr=False, compare=False, metadata=doc("", internal=True))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """View names in model order."""
+        return tuple(camera.view for camera in self.cameras)
+
+    @property
+    def reference_camera(self) -> CameraSpec:
+        """The camera whose stamp is the observation's."""
+        return next(camera for camera in self.cameras if camera.reference)
+
+    @cached_property
+    def channels(self) -> tuple[str, ...]:
+        """The c action channels, in column order of the H×K tensor."""
+        return tuple(channel for group in self.actions for channel in group.channels)
+
+    @cached_property
+    def state_channels(self) -> tuple[str, ...]:
+        """Channels of the state vector."""
+        return tuple(channel for group in self.state for channel in group.channels)
+
+    @property
+    def period_s(self) -> float:
+        """Seconds between two actions of a chunk."""
+        return 1.0 / self.control.frequency_hz
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the YAML text: changes whenever anything a checkpoint relies on may have changed."""
+        return hashlib.sha256(self.source_text.encode()).hexdigest()
