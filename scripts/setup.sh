@@ -22,7 +22,8 @@ missing_libraries() { # the shared objects that headless rendering and OpenCV lo
   grep -q 'libEGL\.so\.1' <<<"$present" || echo libegl1
   grep -q 'libGL\.so\.1' <<<"$present" || echo libgl1
   grep -q 'libgthread-2\.0\.so\.0' <<<"$present" || { apt-cache show libglib2.0-0t64 >/dev/null 2>&1 && echo libglib2.0-0t64 || echo libglib2.0-0; }
-  ls /usr/lib/*/dri/swrast_dri.so /usr/lib/*/libgallium*.so >/dev/null 2>&1 || echo libgl1-mesa-dri
+  # Mesa's software rasteriser: one file per driver up to Mesa 24, one shared libgallium after it.
+  compgen -G '/usr/lib/*/dri/swrast_dri.so' >/dev/null || compgen -G '/usr/lib/*/libgallium*.so' >/dev/null || echo libgl1-mesa-dri
 }
 
 python=${PYTHON:-python3}

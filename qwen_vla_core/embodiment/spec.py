@@ -62,8 +62,19 @@ CONVENTION_KINDS: dict[str, tuple[str, frozenset[str]]] = {
     "base_velocity": ("base_twist", ARM_KINDS),
     "waypoint": ("waypoint", ARM_KINDS),
 }
-ODOMETRY_FIELDS = ("x", "y", "yaw", "vx", "vy", "wz")
+ODOMETRY_FIELDS = ("x", "y", "z", "yaw", "vx", "vy", "wz")
 TWIST_FIELDS = ("vx", "vy", "vz", "wx", "wy", "wz")
+COMMAND_MESSAGES: dict[str, str] = {
+    "joint_trajectory": "trajectory_msgs/msg/JointTrajectory",
+    "forward_command": "std_msgs/msg/Float64MultiArray",
+    "interbotix_group": "interbotix_xs_msgs/msg/JointGroupCommand",
+    "interbotix_single": "interbotix_xs_msgs/msg/JointSingleCommand",
+    "twist": "geometry_msgs/msg/Twist",
+    "twist_stamped": "geometry_msgs/msg/TwistStamped",
+    "pose_stamped": "geometry_msgs/msg/PoseStamped",
+}
+STATE_MESSAGES: dict[str, str] = {"joint_state": "sensor_msgs/msg/JointState", "odometry": "nav_msgs/msg/Odometry"}
+IMAGE_MESSAGES: dict[str, str] = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
 
 
 def doc(text: str, **extra: Any) -> dict[str, Any]:
@@ -101,7 +112,9 @@ class ControlSpec:
 class CameraSpec:
     """One view of the policy and the topic it comes from."""
 
-    view: str = field(metadata=doc("View name; becomes the tokens <|view_start|> and <|view_end|>."))
+    view: str = field(
+        metadata=doc("View name; becomes boundary tokens, so only lower-case letters, digits, underscores.")
+    )
     topic: str = field(metadata=doc("Image topic (absolute or relative to the namespace)."))
     transport: Transport = field(
         default="raw", metadata=doc("raw (sensor_msgs/Image) or compressed (CompressedImage).")
@@ -139,10 +152,10 @@ class StateGroup:
     name: str = field(metadata=doc("Group name, unique among the state groups."))
     kind: GroupKind = field(metadata=doc("What the channels are."))
     channels: tuple[str, ...] = field(metadata=doc("Channel names, unique in the embodiment's state."))
-    unit: str = field(metadata=doc("Unit of the channels: rad, m, fraction, m/s, rad/s."))
+    unit: str = field(metadata=doc("Unit of the channels; which ones fit depends on the kind, see 'Units'."))
     topic: str = field(metadata=doc("Topic the state comes from."))
     fields: tuple[str, ...] = field(
-        metadata=doc("One per channel: joint name in the JointState, or odometry field (x, y, yaw, vx, wz).")
+        metadata=doc("One per channel: joint name in the JointState, or odometry field (x, y, z, yaw, vx, vy, wz).")
     )
     source: StateSource = field(default="joint_state", metadata=doc("Message type: JointState or Odometry."))
     map: LinearMap = field(default=LinearMap(), metadata=doc("Map between channel units and the state message's."))
@@ -151,7 +164,7 @@ class StateGroup:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one action group in channel units; one value per channel. ON by default: position and velocity are required."""
+    """Limits of one action group in channel units, one value per channel; all four are required, so limits are on."""
 
     lower: tuple[float, ...] = field(metadata=doc("Lower position (or value) limit per channel."))
     upper: tuple[float, ...] = field(metadata=doc("Upper position (or value) limit per channel."))
@@ -166,7 +179,8 @@ class CommandSpec:
     kind: CommandKind = field(metadata=doc("Command adapter."))
     topic: str = field(metadata=doc("Command topic."))
     fields: tuple[str, ...] = field(
-        default=(), metadata=doc("Joint names (or twist fields) in message order; default: the channels.")
+        default=(),
+        metadata=doc("Joint names in message order (default: the channels), or twist fields (vx, vy, vz, wx, wy, wz)."),
     )
     group_name: str = field(
         default="", metadata=doc("Interbotix group or joint name; required for interbotix_* kinds.")
@@ -192,7 +206,7 @@ class ActionGroup:
     channels: tuple[str, ...] = field(
         metadata=doc("Channel names; their order over all groups is the tensor's column order.")
     )
-    unit: str = field(metadata=doc("Unit of the channels: rad, m, fraction, m/s, rad/s."))
+    unit: str = field(metadata=doc("Unit of the channels; which ones fit depends on the kind, see 'Units'."))
     limits: Limits = field(metadata=doc("Position, velocity and acceleration limits in channel units."))
     command: CommandSpec = field(metadata=doc("Topic, message and map of the command."))
     on_timeout: TimeoutBehaviour = field(
@@ -220,7 +234,7 @@ class SafetySpec:
     max_jump: float = field(
         default=0.5,
         metadata=doc(
-            "Largest allowed |command − measured| per position channel, channel units; beyond it the command is clamped.",
+            "Largest |command − measured| per position channel, channel units; beyond it the command is clamped.",
             exclusive_minimum=0.0,
         ),
     )

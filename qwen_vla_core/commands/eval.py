@@ -1,0 +1,177 @@
+"""``qwen-vla eval``: closed-loop success of a checkpoint in its embodiment's simulated world."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from qwen_vla_core.errors import UserError
+from qwen_vla_core.evaluation.closed_loop import EpisodeResult, run_episode
+from qwen_vla_core.evaluation.metrics import Rate
+from qwen_vla_core.files import atomic_write_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``qwen-vla eval``."""
+    parser.add_argument("--embodiment", default="aloha", help="shipped name or YAML file (default: aloha)")
+    parser.add_argument("--checkpoint", default="aloha-tiny", help="shipped name or checkpoint folder")
+    parser.add_argument("--episodes", type=int, default=50, help="number of seeds (default: 50)")
+    parser.add_argument("--seed", type=int, default=100_000, help="first seed; training demonstrations start at 0")
+    parser.add_argument("--task", choices=("pick", "transfer", "all"), default="pick", help="default: pick")
+    parser.add_argument("--execute-steps", type=int, default=5, help="actions executed of each chunk (default: 5)")
+    parser.add_argument("--flow-steps", type=int, default=None, help="Euler steps (default: the checkpoint's)")
+    parser.add_argument("--timeout", type=float, default=12.0, help="simulated seconds per episode (default: 12)")
+    parser.add_argument("--language", action="store_true", help="also ask for the other cube in the same scene")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--output", type=Path, help="write the results as JSON to this file")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the episodes and prints rates with 95 % Wilson intervals."""
+    if args.episodes < 1:
+        raise UserError(f"--episodes {args.episodes}: give at least 1")
+    settings = {
+        key: getattr(args, key)
+        for key in ("embodiment", "checkpoint", "task", "execute_steps", "flow_steps", "timeout", "language")
+    }
+    seeds = list(range(args.seed, args.seed + args.episodes))
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=len(seeds), desc="episodes", disable=args.json) as bar:
+        for row in run_seeds(settings, seeds, args.workers):
+            rows.append(row)
+            bar.set_postfix_str(str(Rate(sum(r["success"] for r in rows), len(rows))))
+            bar.update()
+    report = summarise(rows, settings)
+    if args.output:
+        atomic_write_json(args.output, report)
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print_report(report)
+    return 0
+
+
+def run_seeds(settings: dict[str, Any], seeds: list[int], workers: int) -> Any:
+    """Yields one row per seed, in order, from this process or from ``workers`` spawned ones."""
+    if workers <= 1:
+        yield from map(_Evaluator(settings), seeds)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the children: two threads each on two cores are slower than one
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start, initargs=(settings,)) as pool:
+        yield from pool.map(_run_one, seeds)
+
+
+def summarise(rows: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+    """Rates over ``rows``: named cube lifted, a wrong cube lifted, and language following where it was asked for."""
+    count = len(rows)
+    report: dict[str, Any] = {
+        "settings": settings,
+        "success": Rate(sum(row["success"] for row in rows), count).to_dict(),
+        "wrong_cube": Rate(sum(row["lifted"] not in (None, row["target"]) for row in rows), count).to_dict(),
+        "mean_seconds_to_success": _mean([row["seconds"] for row in rows if row["success"]]),
+        "episodes": rows,
+    }
+    others = [row["other"] for row in rows if row.get("other")]
+    if others:
+        lifted = [row for row in (*rows, *others) if row["lifted"] is not None]
+        report["other_cube_success"] = Rate(sum(row["success"] for row in others), len(others)).to_dict()
+        report["named_of_lifted"] = Rate(sum(row["lifted"] == row["target"] for row in lifted), len(lifted)).to_dict()
+        both = sum(row["success"] and row["other"]["success"] for row in rows if row.get("other"))
+        report["both_instructions"] = Rate(both, len(others)).to_dict()
+    return report
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The same rates, for people."""
+    names = {
+        "success": "named cube picked",
+        "wrong_cube": "another cube lifted",
+        "other_cube_success": "asked for the other cube: picked it",
+        "both_instructions": "both instructions followed in one scene",
+        "named_of_lifted": "of all lifted cubes: the named one",
+    }
+    for key, label in names.items():
+        if key in report:
+            print(f"{label:<42} {Rate(report[key]['successes'], report[key]['trials'])}")
+    if report["mean_seconds_to_success"] is not None:
+        print(f"{'simulated seconds to success, mean':<42} {report['mean_seconds_to_success']:.1f}")
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+class _Evaluator:
+    """One world and one policy, reused over seeds."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        import torch
+
+        from qwen_vla_core.embodiment import load_embodiment
+        from qwen_vla_core.model.checkpoint import load_checkpoint, resolve_checkpoint
+        from qwen_vla_core.sim.registry import make_world
+        from qwen_vla_core.sim.tasks import TASKS
+
+        torch.set_num_threads(1)
+        self.settings = settings
+        embodiment = load_embodiment(settings["embodiment"])
+        if embodiment.simulation is None:
+            raise UserError(f"--embodiment {embodiment.name}: its YAML names no `simulation.world` to evaluate in")
+        tasks = TASKS if settings["task"] == "all" else (settings["task"],)
+        self.world = make_world(embodiment.simulation.world, tasks=tasks)
+        self.policy = load_checkpoint(resolve_checkpoint(settings["checkpoint"]))
+        self.generator = torch.Generator()
+
+    def __call__(self, seed: int) -> dict[str, Any]:
+        result = self._episode(seed, None)
+        row = self._row(result)
+        if self.settings["language"]:
+            colours = (cube.colour for cube in self.world.scene_state().cubes)
+            other = next(colour for colour in colours if colour != row["target"])
+            row["other"] = self._row(self._episode(seed, result.instruction.replace(row["target"], other)))
+        return row
+
+    def _episode(self, seed: int, instruction: str | None) -> EpisodeResult:
+        self.generator.manual_seed(seed)
+        return run_episode(
+            self.world,
+            _Sampler(self.policy, self.settings["flow_steps"], self.generator),
+            seed=seed,
+            instruction=instruction,
+            execute_steps=self.settings["execute_steps"],
+            timeout_s=self.settings["timeout"],
+        )
+
+    def _row(self, result: EpisodeResult) -> dict[str, Any]:
+        return {**result.to_dict(), "target": self.world.scene_state().target}
+
+
+class _Sampler:
+    """A policy with its number of Euler steps and its noise source fixed."""
+
+    def __init__(self, policy: Any, steps: int | None, generator: Any) -> None:
+        self.policy, self.steps, self.generator = policy, steps, generator
+
+    def predict(self, observation: Any) -> Any:
+        return self.policy.predict(observation, steps=self.steps, generator=self.generator)
+
+
+_evaluator: _Evaluator | None = None
+
+
+def _start(settings: dict[str, Any]) -> None:
+    global _evaluator
+    _evaluator = _Evaluator(settings)
+
+
+def _run_one(seed: int) -> dict[str, Any]:
+    assert _evaluator is not None
+    return _evaluator(seed)

@@ -1,0 +1,20 @@
+"""The embodiment contract: one YAML file says what a robot is; see docs/embodiment.md."""
+
+from __future__ import annotations
+
+from qwen_vla_core.embodiment.errors import EmbodimentError
+from qwen_vla_core.embodiment.layout import ActionLayout
+from qwen_vla_core.embodiment.load import diagnose, load_embodiment, parse_embodiment, shipped_embodiments
+from qwen_vla_core.embodiment.prompt import build_prompt
+from qwen_vla_core.embodiment.spec import Embodiment
+
+__all__ = [
+    "ActionLayout",
+    "Embodiment",
+    "EmbodimentError",
+    "build_prompt",
+    "diagnose",
+    "load_embodiment",
+    "parse_embodiment",
+    "shipped_embodiments",
+]

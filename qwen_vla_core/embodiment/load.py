@@ -1,0 +1,84 @@
+"""YAML file → validated ``Embodiment``, or one error line that names file, line, key and fix."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from qwen_vla_core.embodiment.check import find_problems
+from qwen_vla_core.embodiment.errors import EmbodimentError, did_you_mean
+from qwen_vla_core.embodiment.parse import NodeParser
+from qwen_vla_core.embodiment.spec import Embodiment
+from qwen_vla_core.embodiment.yamlpos import compose, read_text
+from qwen_vla_core.resources import resource_dir
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def shipped_embodiments() -> tuple[str, ...]:
+    """Names that ``load_embodiment`` accepts without a path."""
+    return tuple(sorted(path.stem for path in resource_dir("embodiments").glob("*.yaml")))
+
+
+def resolve_embodiment(name_or_path: str | Path) -> Path:
+    """Path of an embodiment file; a bare word is a shipped name, anything with a slash or suffix a path.
+
+    Raises:
+        EmbodimentError: neither exists; the shipped names are listed.
+    """
+    path = Path(name_or_path).expanduser()
+    bare = path.suffix not in SUFFIXES and len(path.parts) == 1
+    shipped = shipped_embodiments()
+    if bare and path.name in shipped:
+        return resource_dir("embodiments") / f"{path.name}.yaml"
+    if path.is_file():
+        return path
+    problem = "is a directory, not a file" if path.is_dir() else "no such embodiment file"
+    fix = did_you_mean(path.stem, shipped) if bare else "check the path"
+    raise EmbodimentError(str(name_or_path), 0, "", problem, f"{fix} (shipped names: {', '.join(shipped)})")
+
+
+def load_embodiment(name_or_path: str | Path) -> Embodiment:
+    """Loads and validates one robot.
+
+    Args:
+        name_or_path: a shipped name (``aloha``) or the path of a YAML file.
+
+    Raises:
+        EmbodimentError: see ``parse_embodiment``; also when the file does not exist or is not UTF-8.
+    """
+    path = resolve_embodiment(name_or_path)
+    return parse_embodiment(read_text(path, str(path)), source=str(path))
+
+
+def parse_embodiment(text: str, source: str = "<string>") -> Embodiment:
+    """Parses and validates YAML text.
+
+    Args:
+        text: the YAML document.
+        source: name shown in errors and kept as ``source_path``.
+
+    Raises:
+        EmbodimentError: the first mistake, as ``source:line: key.path: what is wrong; fix: …``.
+    """
+    embodiment, problems = diagnose(text, source)
+    if problems:
+        raise problems[0]
+    return embodiment
+
+
+def diagnose(text: str, source: str = "<string>") -> tuple[Embodiment, list[EmbodimentError]]:
+    """Like ``parse_embodiment``, but returns every broken cross-field rule, in line order, and raises none.
+
+    Raises:
+        EmbodimentError: the text does not even parse into the dataclasses.
+    """
+    root = compose(text, source)
+    parser = NodeParser(source)
+    parsed = parser.dataclass(Embodiment, root, "")
+    embodiment = dataclasses.replace(parsed, source_text=text, source_path=source)
+    problems = [
+        EmbodimentError(source, parser.line(problem.key), problem.key, problem.problem, problem.fix)
+        for problem in find_problems(embodiment)
+    ]
+    return embodiment, sorted(problems, key=lambda problem: problem.line)

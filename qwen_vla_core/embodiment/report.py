@@ -1,0 +1,199 @@
+"""What ``qwen-vla embodiment show`` tells: one plain dictionary, and the same as text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qwen_vla_core.embodiment.layout import ActionLayout
+from qwen_vla_core.embodiment.prompt import build_prompt, view_tokens
+from qwen_vla_core.embodiment.spec import (
+    COMMAND_MESSAGES,
+    IMAGE_MESSAGES,
+    STATE_MESSAGES,
+    Embodiment,
+    LinearMap,
+)
+
+
+def describe_embodiment(embodiment: Embodiment, instruction: str) -> dict[str, Any]:
+    """Everything a person checks before running a robot, as JSON-ready values."""
+    layout = ActionLayout(embodiment)
+    control = dataclasses.asdict(embodiment.control)
+    return {
+        "name": embodiment.name,
+        "description": embodiment.description,
+        "path": embodiment.source_path,
+        "sha256": embodiment.hash,
+        "prompt": build_prompt(embodiment, instruction),
+        "control": {**control, "chunk_s": embodiment.control.horizon * embodiment.period_s},
+        "tensor": {"H": layout.H, "K": layout.K, "c": layout.c},
+        "channels": _channels(embodiment),
+        "groups": [
+            {
+                "name": group.name,
+                "kind": group.kind,
+                "unit": group.unit,
+                "message": COMMAND_MESSAGES[group.command.kind],
+                "command_map": dataclasses.asdict(group.command.map),
+                "on_timeout": group.on_timeout,
+            }
+            for group in embodiment.actions
+        ],
+        "state": [
+            {
+                "name": group.name,
+                "kind": group.kind,
+                "unit": group.unit,
+                "topic": group.topic,
+                "channels": dict(zip(group.channels, group.fields, strict=True)),
+                "state_map": dataclasses.asdict(group.map),
+                "max_age_ms": group.max_age_ms,
+            }
+            for group in embodiment.state
+        ],
+        "cameras": [
+            {**dataclasses.asdict(camera), "size": list(camera.size), "tokens": list(view_tokens(camera.view))}
+            for camera in embodiment.cameras
+        ],
+        "topics": _topics(embodiment),
+        "safety": dataclasses.asdict(embodiment.safety),
+        "simulation": dataclasses.asdict(embodiment.simulation) if embodiment.simulation else None,
+    }
+
+
+def _channels(embodiment: Embodiment) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for group in embodiment.actions:
+        for index, channel in enumerate(group.channels):
+            rows.append(
+                {
+                    "column": len(rows),
+                    "channel": channel,
+                    "group": group.name,
+                    "unit": group.unit,
+                    "lower": group.limits.lower[index],
+                    "upper": group.limits.upper[index],
+                    "velocity": group.limits.velocity[index],
+                    "acceleration": group.limits.acceleration[index],
+                    "start": group.start[index] if group.start else None,
+                    "on_timeout": group.on_timeout,
+                }
+            )
+    return rows
+
+
+def _topics(embodiment: Embodiment) -> list[dict[str, str]]:
+    rows = {
+        camera.topic: {"topic": camera.topic, "direction": "in", "message": IMAGE_MESSAGES[camera.transport]}
+        for camera in embodiment.cameras
+    }
+    for state in embodiment.state:
+        rows[state.topic] = {"topic": state.topic, "direction": "in", "message": STATE_MESSAGES[state.source]}
+    for group in embodiment.actions:
+        command = group.command
+        row = {"topic": command.topic, "direction": "out", "message": COMMAND_MESSAGES[command.kind]}
+        if command.simulation_kind and command.simulation_kind != command.kind:
+            row["in_simulation"] = COMMAND_MESSAGES[command.simulation_kind]
+        rows[command.topic] = row
+    return list(rows.values())
+
+
+def embodiment_text(report: dict[str, Any]) -> str:
+    """``describe_embodiment`` as text for a terminal."""
+    control, tensor, safety = report["control"], report["tensor"], report["safety"]
+    sections = [
+        f"{report['name']}: {report['description']}" if report["description"] else report["name"],
+        f"{report['path']}\nsha256 {report['sha256']}",
+        f"Prompt\n  {report['prompt']}",
+        f"Control\n  {control['frequency_hz']:g} Hz × H={tensor['H']} actions = {control['chunk_s']:g} s per chunk, "
+        f"controller {control['controller_rate_hz']:g} Hz, {control['convention']}",
+        f"Action tensor: H×K = {tensor['H']}×{tensor['K']}, columns 0 … {tensor['c'] - 1} real, the rest masked\n"
+        + _table(report["channels"], tuple(report["channels"][0])),
+        "Command maps (channel → message)\n"
+        + _table(
+            [{**group, "map": map_text(LinearMap(**group["command_map"]))} for group in report["groups"]],
+            ("name", "kind", "unit", "map", "message"),
+        ),
+        "State (message → channel)\n" + _state_table(report["state"]),
+        "Cameras\n"
+        + _table(
+            [
+                {**camera, "size": "×".join(map(str, camera["size"])), "tokens": " … ".join(camera["tokens"])}
+                for camera in report["cameras"]
+            ],
+            ("view", "topic", "transport", "size", "max_age_ms", "reference", "tokens"),
+        ),
+        "Topics\n" + _table(report["topics"], ("direction", "topic", "message", "in_simulation")),
+        "Safety\n"
+        + _table(
+            [
+                {"key": key, "value": _workspace(value) if key == "workspace" else value}
+                for key, value in safety.items()
+            ],
+            ("key", "value"),
+        ),
+    ]
+    if report["simulation"]:
+        values = {**report["simulation"]}
+        values["camera_size"] = "×".join(map(str, values["camera_size"] or ())) or "as the cameras"
+        sections.append("Simulation\n" + _table([{"key": k, "value": v} for k, v in values.items()], ("key", "value")))
+    return "\n\n".join(sections) + "\n"
+
+
+def map_text(map_: LinearMap) -> str:
+    """A linear map as a formula."""
+    if map_ == LinearMap():
+        return "message = channel"
+    text = f"message = {map_.scale:.6g}·channel"
+    return text + (f" {'+' if map_.offset > 0 else '−'} {abs(map_.offset):.6g}" if map_.offset else "")
+
+
+def _workspace(box: dict[str, Any] | None) -> str:
+    if box is None:
+        return "none"
+    lower, upper = ([f"{value:g}" for value in box[side]] for side in ("lower", "upper"))
+    return f"({', '.join(lower)}) … ({', '.join(upper)}) m in {box['frame_id']}"
+
+
+def _state_table(state: Iterable[dict[str, Any]]) -> str:
+    rows = [
+        {
+            "group": group["name"],
+            "channel": channel,
+            "unit": group["unit"],
+            "topic": group["topic"],
+            "field": field,
+            "map": map_text(LinearMap(**group["state_map"])),
+            "max_age_ms": group["max_age_ms"],
+        }
+        for group in state
+        for channel, field in group["channels"].items()
+    ]
+    return _table(rows, ("group", "channel", "unit", "topic", "field", "map", "max_age_ms"))
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as aligned text, numbers to the right; columns that are empty everywhere are left out."""
+    columns = [column for column in columns if any(row.get(column) not in (None, "") for row in rows)]
+    if not columns:
+        return "  none"
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
+    numeric = [all(isinstance(row.get(c), int | float | None) for row in rows) for c in columns]
+    lines = [
+        "  ".join(
+            text.rjust(w) if right else text.ljust(w) for text, w, right in zip(line, widths, numeric, strict=True)
+        )
+        for line in [list(columns), ["─" * width for width in widths], *cells]
+    ]
+    return "\n".join(f"  {line}".rstrip() for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,98 @@
+"""Runs a policy in a simulated world without ROS: observe, predict a chunk, execute part of it, observe again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from qwen_vla_core.interfaces import Observation, Policy, World
+
+RENDER_SIZE = (256, 192)  # twice the tiny model's input, so that the area filter of its preprocessing has work to do
+
+
+class JudgedWorld(World, Protocol):
+    """A world that also says which object the robot is holding up, so that language following can be judged."""
+
+    views: tuple[str, ...]
+    time_s: float
+
+    def lifted_cube(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """Outcome of one closed-loop episode."""
+
+    seed: int
+    instruction: str
+    success: bool
+    lifted: str | None
+    seconds: float
+    inferences: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return dict(vars(self))
+
+
+def observe(world: JudgedWorld, size: tuple[int, int] = RENDER_SIZE) -> Observation:
+    """Renders every view and reads the state of ``world`` now."""
+    width, height = size
+    return Observation(
+        images={view: world.render(view, width, height) for view in world.views},
+        state=world.state(),
+        instruction=world.instruction,
+        stamp_ns=int(world.time_s * 1e9),
+    )
+
+
+def run_episode(
+    world: JudgedWorld,
+    policy: Policy,
+    *,
+    seed: int,
+    instruction: str | None = None,
+    execute_steps: int = 5,
+    timeout_s: float = 12.0,
+    on_step: Callable[[JudgedWorld], None] | None = None,
+) -> EpisodeResult:
+    """Runs one episode until success or ``timeout_s`` of simulated time.
+
+    Args:
+        world: the simulated robot; it is reset here.
+        policy: gives a chunk for an observation.
+        seed: of the world's randomisation.
+        instruction: what to do; ``None`` lets the world choose.
+        execute_steps: actions of each chunk that are executed before the next observation (receding horizon).
+        timeout_s: simulated seconds until the episode counts as failed.
+        on_step: called after each control step, e.g. to record a picture.
+    """
+    world.reset(seed, instruction)
+    control_s = 1.0 / world.control_hz
+    inferences = 0
+    setpoint = np.asarray(world.state(), dtype=np.float64)
+    while world.time_s < timeout_s and not world.success():
+        start = world.time_s
+        chunk = policy.predict(observe(world))
+        inferences += 1
+        # Targets over time: from where the last command was, through the actions at their due times.
+        knots = np.vstack([setpoint[None], chunk.actions_hc])
+        while world.time_s < min(start + execute_steps * chunk.period_s, timeout_s) - 1e-9:
+            setpoint = interpolate(knots, (world.time_s + control_s - start) / chunk.period_s)
+            world.step(setpoint)
+            if on_step is not None:
+                on_step(world)
+            if world.success():
+                break
+    return EpisodeResult(seed, world.instruction, world.success(), world.lifted_cube(), world.time_s, inferences)
+
+
+def interpolate(knots_tc: np.ndarray, position: float) -> np.ndarray:
+    """Linear interpolation of (T, c) ``knots_tc`` at fractional row ``position``, held at both ends."""
+    position = min(max(position, 0.0), len(knots_tc) - 1.0)
+    low = min(int(position), len(knots_tc) - 2)
+    weight = position - low
+    return (1.0 - weight) * knots_tc[low] + weight * knots_tc[low + 1]

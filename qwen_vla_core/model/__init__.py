@@ -1,0 +1,1 @@
+"""The network: a Qwen vision-language backbone, a flow-matching action decoder, and the checkpoint with both."""

@@ -1,0 +1,302 @@
+"""The control law of one robot, without clocks, threads or ROS: time comes in, commands go out.
+
+Modes::
+
+    idle ──start──► holding ◄──► running        holding: no plan, no fresh chunk, or stale state
+      ▲               │  ▲ stop    │
+      └───────────────┴──┴─────────┘
+    any ──estop──► estopped ──reset──► idle
+    any ──impossible measured pose, internal error──► fault ──reset──► idle
+
+Nothing is published before every state channel has been measured once: the first command is the measured pose.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from qwen_vla_core.embodiment.spec import Embodiment
+from qwen_vla_core.interfaces import ActionChunk
+from qwen_vla_core.runtime.chunk_buffer import NANO, ChunkBuffer
+from qwen_vla_core.runtime.safety import SafetyLimiter
+
+Mode = Literal["idle", "running", "holding", "estopped", "fault"]
+MILLI = 1_000_000
+# A measured pose may lie outside its limits by what the channel covers in this time at its velocity limit (encoder
+# offset, soft stops). Beyond that the first command, which must be inside, would be a jump.
+START_TOLERANCE_S = 0.1
+CLOCK_JUMP_NS = 100 * MILLI
+
+
+@dataclass(frozen=True)
+class GroupCommand:
+    """One group's command in message units and message order: values, and their rate of change per second."""
+
+    values: np.ndarray
+    velocities: np.ndarray
+
+
+@dataclass(frozen=True)
+class ControlOutput:
+    """What one tick decided. ``commands`` (group name → command) is empty when nothing may be published."""
+
+    mode: Mode
+    reason: str
+    commands: Mapping[str, GroupCommand] = field(default_factory=dict)
+
+
+class ControlLoop:
+    """Plays chunks under the safety limits, and holds the robot whenever it should not.
+
+    Every method takes the current ROS time in nanoseconds. Not thread-safe: the node serialises the calls.
+
+    Attributes:
+        buffer: the plan; limiter: the limits; both keep counters.
+        mode, reason: as of the last tick or request.
+        counters: holds, estops, faults, clock_jumps, bad_states, chunks_ignored (those sent while not started).
+    """
+
+    def __init__(self, embodiment: Embodiment, *, blend_s: float = 0.2) -> None:
+        self.embodiment = embodiment
+        self.buffer = ChunkBuffer(embodiment.channels, embodiment.control.horizon, embodiment.period_s, blend_s=blend_s)
+        self.limiter = SafetyLimiter(embodiment)
+        self.mode: Mode = "idle"
+        self.reason = "not started"
+        self.counters: Counter[str] = Counter()
+        self._started = False
+        self._seeded = False
+        self._restarting = False
+        self._last_tick_ns: int | None = None
+        self._fresh_ns: int | None = None
+        self._run_start_ns = 0
+        self._hold_target_c: np.ndarray | None = None
+
+        self._state_index = {name: i for i, name in enumerate(embodiment.state_channels)}
+        self._state_s = np.full(len(self._state_index), np.nan)
+        self._state_stamp_ns: list[int | None] = [None] * len(self._state_index)
+        self._state_groups = [
+            (group.name, [self._state_index[name] for name in group.channels], int(group.max_age_ms * MILLI))
+            for group in embodiment.state
+        ]
+        is_velocity_c = self.limiter.is_velocity_c
+        self._measured_columns = np.array(
+            [
+                self._state_index.get(name, -1) if not is_velocity_c[i] else -1
+                for i, name in enumerate(embodiment.channels)
+            ]
+        )
+        unmeasured = (self._measured_columns < 0) & ~is_velocity_c
+        if unmeasured.any():
+            raise ValueError(f"no measured state for {embodiment.channels[int(np.argmax(unmeasured))]}")
+        self._keeps_command_c = np.array([g.kind == "gripper" for g in embodiment.actions for _ in g.channels])
+        self._slices: list[tuple[str, slice, float, float]] = []
+        start = 0
+        for group in embodiment.actions:
+            stop = start + len(group.channels)
+            self._slices.append((group.name, slice(start, stop), group.command.map.scale, group.command.map.offset))
+            start = stop
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the commands no longer change (or none are published)."""
+        return not self._seeded or self.limiter.at_rest
+
+    # ---- inputs -----------------------------------------------------------------------------------------------------
+
+    def feed(self, chunk: ActionChunk, t_ns: int) -> str | None:
+        """Offers a chunk; returns None when it became the plan, else the counted reason for refusing it."""
+        if not self._started:
+            self.counters["chunks_ignored"] += 1
+            return "not_started"
+        reason = self.buffer.push(chunk, t_ns)
+        if reason is None:
+            self._fresh_ns = t_ns
+        return reason
+
+    def update_state(self, values: Mapping[str, float], t_ns: int) -> None:
+        """Takes measured channels (channel units) received at ``t_ns``; non-finite values are counted and ignored."""
+        for name, value in values.items():
+            column = self._state_index[name]
+            if np.isfinite(value):
+                self._state_s[column] = value
+                self._state_stamp_ns[column] = t_ns
+            else:
+                self.counters["bad_states"] += 1
+
+    def start(self, t_ns: int) -> tuple[bool, str]:
+        """Begins (or resumes) playing chunks observed from now on. Refused while latched."""
+        if self.mode in ("estopped", "fault"):
+            return False, f"{self.mode} ({self.reason}): call reset first"
+        if not self._started:
+            self._started = True
+            self._restarting = True
+            self._new_epoch(t_ns)
+            self._enter("holding", "waiting for the first chunk")
+        return True, "started"
+
+    def stop(self, t_ns: int) -> tuple[bool, str]:
+        """Brings the robot to rest under the limits, then falls silent. A latched stop stays latched."""
+        self._started = False
+        self._new_epoch(t_ns)
+        if self.mode not in ("estopped", "fault"):
+            self._enter("idle", "stopped")
+        return True, "stopped"
+
+    def estop(self, t_ns: int) -> tuple[bool, str]:
+        """Stops at full deceleration, holds, and ignores everything until ``reset``."""
+        self.counters["estops"] += 1
+        self._latch("estopped", "emergency stop requested", t_ns)
+        return True, "emergency stop latched"
+
+    def fault(self, reason: str, t_ns: int) -> None:
+        """Like ``estop``, for an internal error or an impossible measurement."""
+        self.counters["faults"] += 1
+        if self.mode != "estopped":
+            self._latch("fault", reason, t_ns)
+
+    def reset(self, t_ns: int) -> tuple[bool, str]:
+        """Leaves estopped or fault for idle; moving again needs an explicit ``start``."""
+        if self.mode in ("estopped", "fault"):
+            self._new_epoch(t_ns)
+            self._enter("idle", "reset: call start to move")
+            return True, "reset; call start to move again"
+        return True, "nothing to reset"
+
+    # ---- the tick ---------------------------------------------------------------------------------------------------
+
+    def tick(self, t_ns: int) -> ControlOutput:
+        """Decides the mode at ``t_ns`` and the next command of every group."""
+        dt_s = self._elapsed(t_ns)
+        if self.mode in ("estopped", "fault", "idle"):
+            return self._rest(dt_s)
+        problem = self._state_problem(t_ns)
+        if problem is not None:
+            self._hold(problem, None)
+            return self._rest(dt_s)
+        measured_c = self._measured()
+        if self._restarting and self._seeded:
+            if not (self.limiter.at_rest or self._far_from(measured_c)):
+                return self._rest(dt_s)
+            self._seeded = False
+        self._restarting = False
+        if not self._seeded and not self._seed(measured_c, t_ns):
+            return ControlOutput(self.mode, self.reason)
+        target_c = None
+        late = self._fresh_ns is not None and t_ns - self._fresh_ns > self.embodiment.safety.watchdog_ms * MILLI
+        if late:
+            self.buffer.clear()
+            age_ms = (t_ns - (self._fresh_ns or 0)) / MILLI
+            self._hold(f"watchdog: no chunk for {age_ms:.0f} ms", measured_c)
+        else:
+            target_c = self.buffer.sample(t_ns)
+            if target_c is None:
+                self._hold("waiting for the first chunk", measured_c)
+        if target_c is None:
+            assert self._hold_target_c is not None
+            return self._output(self.limiter.step(self._hold_target_c, measured_c, dt_s))
+        if self.mode != "running":
+            self._run_start_ns = t_ns
+            self._enter("running", "playing chunks")
+        soft_ns = self.embodiment.safety.soft_start_s * NANO
+        scale = 1.0 if soft_ns <= 0 else min(1.0, (t_ns - self._run_start_ns) / soft_ns)
+        return self._output(self.limiter.step(target_c, measured_c, dt_s, scale))
+
+    # ---- helpers ----------------------------------------------------------------------------------------------------
+
+    def _enter(self, mode: Mode, reason: str) -> None:
+        self.mode, self.reason = mode, reason
+        self._hold_target_c = None
+
+    def _hold(self, reason: str, measured_c: np.ndarray | None) -> None:
+        """Holds; the target is fixed at the first tick it is known, so that gravity sag is not chased.
+
+        Grippers keep their last command instead of the measured opening: the difference is the force that carries an
+        object. Velocity-like channels go to zero.
+        """
+        if self.mode != "holding":
+            self.counters["holds"] += 1
+            self._enter("holding", reason)
+        self.reason = reason
+        if measured_c is None:
+            self._hold_target_c = None
+        elif self._hold_target_c is None:
+            target_c = np.where(self._keeps_command_c, self.limiter.position_c, measured_c)
+            self._hold_target_c = np.where(self.limiter.is_velocity_c, 0.0, target_c)
+
+    def _rest(self, dt_s: float) -> ControlOutput:
+        """Comes to rest. Idle falls silent once at rest, so that a teleoperator or another node may take over."""
+        if not self._seeded:
+            return ControlOutput(self.mode, self.reason)
+        command_c = self.limiter.stop(dt_s)
+        output = self._output(command_c)
+        if self.mode == "idle" and self.limiter.at_rest:
+            self._seeded = False
+        return output
+
+    def _seed(self, measured_c: np.ndarray, t_ns: int) -> bool:
+        """The first command is the measured pose; refuses to begin far outside the limits."""
+        limiter = self.limiter
+        pose_c = np.where(limiter.is_velocity_c, 0.0, measured_c)
+        outside_c = np.maximum(limiter.lower_c - pose_c, pose_c - limiter.upper_c)
+        worst = int(np.argmax(outside_c - START_TOLERANCE_S * limiter.velocity_c))
+        if outside_c[worst] > START_TOLERANCE_S * limiter.velocity_c[worst]:
+            name = self.embodiment.channels[worst]
+            low, high = limiter.lower_c[worst], limiter.upper_c[worst]
+            self.fault(f"measured {name} = {pose_c[worst]:.3f} is outside its limits {low:g} … {high:g}", t_ns)
+            return False
+        limiter.reset(pose_c)
+        self._seeded = True
+        return True
+
+    def _far_from(self, measured_c: np.ndarray) -> bool:
+        """Whether someone else has moved the robot: the old command then says nothing about where it is."""
+        apart_c = np.abs(self.limiter.position_c - measured_c)[~self.limiter.is_velocity_c]
+        return bool((apart_c > self.embodiment.safety.max_jump).any())
+
+    def _output(self, command_c: np.ndarray) -> ControlOutput:
+        rate_c = self.limiter.rate_c
+        commands = {
+            name: GroupCommand(command_c[part] * scale + offset, rate_c[part] * scale)
+            for name, part, scale, offset in self._slices
+        }
+        return ControlOutput(self.mode, self.reason, commands)
+
+    def _measured(self) -> np.ndarray:
+        """(c,) measured pose of the action channels; NaN for velocity-like ones."""
+        return np.where(self._measured_columns >= 0, self._state_s[self._measured_columns], np.nan)
+
+    def _state_problem(self, t_ns: int) -> str | None:
+        for name, columns, max_age_ns in self._state_groups:
+            stamps = [self._state_stamp_ns[column] for column in columns]
+            known = [stamp for stamp in stamps if stamp is not None]
+            if len(known) < len(stamps):
+                return f"no state yet: {name}"
+            if t_ns - min(known) > max_age_ns:
+                return f"stale state: {name} is {(t_ns - min(known)) / MILLI:.0f} ms old"
+        return None
+
+    def _elapsed(self, t_ns: int) -> float:
+        """Seconds since the last tick; a clock that went back (restarted simulation) voids all that was stamped."""
+        last_ns, self._last_tick_ns = self._last_tick_ns, t_ns
+        if last_ns is None:
+            return 0.0
+        if t_ns < last_ns - CLOCK_JUMP_NS:
+            self.counters["clock_jumps"] += 1
+            self._state_stamp_ns = [None] * len(self._state_stamp_ns)
+            self._run_start_ns = t_ns
+            self._new_epoch(t_ns)
+        return max(t_ns - last_ns, 0) / NANO
+
+    def _new_epoch(self, t_ns: int) -> None:
+        self.buffer.flush(t_ns)
+        self._fresh_ns = None
+
+    def _latch(self, mode: Mode, reason: str, t_ns: int) -> None:
+        self._started = False
+        self._new_epoch(t_ns)
+        self._enter(mode, reason)

@@ -1,0 +1,126 @@
+"""Dense questions about a picture, answered from the simulator's own state (or from a stored snapshot of it).
+
+Tiny backbones only learn to see when they are asked often and precisely [X]: where a named cube lies on a grid, which
+arm is nearer, what a gripper does. Nothing here needs the simulator, so questions are made afresh at training time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen_vla_core.sim.randomize import COLOURS
+from qwen_vla_core.sim.state import CubeState, SceneState
+
+QuestionAnswer = tuple[str, str]
+OPEN_FROM = 0.85  # opening fraction
+CLOSED_TO = 0.15
+HIGH = 0.07  # metres above the table from which a cube counts as lifted
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells over a whole picture; rows count from the top and columns from the left, both from 0."""
+
+    rows: int = 12
+    columns: int = 16
+
+    def cell(self, pixel: tuple[float, float]) -> tuple[int, int]:
+        """(row, column) of a (u, v) in 0..1."""
+        return min(int(pixel[1] * self.rows), self.rows - 1), min(int(pixel[0] * self.columns), self.columns - 1)
+
+    def name(self, pixel: tuple[float, float]) -> str:
+        """``row r column c``."""
+        row, column = self.cell(pixel)
+        return f"row {row} column {column}"
+
+
+def questions(
+    scene: SceneState, rng: np.random.Generator, *, grid: Grid | None = None, count: int | None = None
+) -> list[QuestionAnswer]:
+    """Question and answer pairs about one moment, all true and all answerable from the pictures.
+
+    A cube hidden from a view is not asked for there. Where two wordings exist, ``rng`` chooses.
+
+    Args:
+        scene: the moment.
+        rng: chooses wording, order and, with ``count``, which questions.
+        grid: of the positions; 12 × 16 by default.
+        count: keep at most this many.
+    """
+    grid = grid or Grid()
+    pairs: list[QuestionAnswer] = []
+    for cube in scene.cubes:
+        pairs += _about_cube(scene, cube, grid, rng)
+    pairs += _about_table(scene)
+    for gripper in scene.grippers:
+        pairs += _about_gripper(scene, gripper.arm, grid)
+    order = rng.permutation(len(pairs))
+    return [pairs[i] for i in (order if count is None else order[:count])]
+
+
+def _pick(rng: np.random.Generator, *wordings: str) -> str:
+    return wordings[int(rng.integers(len(wordings)))]
+
+
+def _about_cube(scene: SceneState, cube: CubeState, grid: Grid, rng: np.random.Generator) -> list[QuestionAnswer]:
+    colour, pairs = cube.colour, []
+    if "ego" in cube.visible:
+        where = grid.name(cube.pixels["ego"])
+        pairs += [
+            (_pick(rng, f"where is the {colour} cube?", f"find the {colour} cube"), where),
+            (f"which cube is at {where}?", _at(scene, where, grid)),
+            (f"which arm is nearer to the {colour} cube?", cube.nearer_arm),
+        ]
+        others = [other for other in scene.cubes if other is not cube and "ego" in other.visible]
+        for other in others:
+            left = cube.pixels["ego"][0] < other.pixels["ego"][0]
+            pairs.append((f"is the {colour} cube left or right of the {other.colour} cube?", _side(left)))
+    for arm in ("left", "right"):
+        view = f"cam_{arm}_wrist"
+        if view in cube.visible:
+            pairs.append((f"where is the {colour} cube in the {arm} wrist view?", grid.name(cube.pixels[view])))
+    if cube.visible:
+        pairs.append((f"is the {colour} cube lifted?", _yes(cube.position[2] > HIGH)))
+    return pairs
+
+
+def _at(scene: SceneState, where: str, grid: Grid) -> str:
+    """Colours of all cubes seen in a cell, in the fixed order: cells may be coarse enough for two."""
+    seen = (scene.cube(colour) for colour in COLOURS)
+    return " ".join(c.colour for c in seen if c and "ego" in c.visible and grid.name(c.pixels["ego"]) == where)
+
+
+def _about_table(scene: SceneState) -> list[QuestionAnswer]:
+    """Which cubes there are; asked only while every one of them is to be seen in some view."""
+    if not all(cube.visible for cube in scene.cubes):
+        return []
+    present = [colour for colour in COLOURS if scene.cube(colour)]
+    pairs = [("which cubes are there?", " ".join(present)), ("how many cubes are there?", str(len(present)))]
+    pairs += [(f"is there a {colour} cube?", _yes(colour in present)) for colour in COLOURS]
+    return pairs
+
+
+def _about_gripper(scene: SceneState, arm: str, grid: Grid) -> list[QuestionAnswer]:
+    gripper = scene.gripper(arm)
+    held = [cube.colour for cube in scene.cubes if arm in cube.held_by]
+    pairs = [
+        (f"is the {arm} gripper holding a cube?", _yes(bool(held))),
+        (f"what is the {arm} gripper holding?", held[0] if held else "nothing"),
+    ]
+    if gripper.pixel is not None:
+        pairs.append((f"where is the {arm} gripper?", grid.name(gripper.pixel)))
+    if gripper.opening > OPEN_FROM:
+        pairs.append((f"is the {arm} gripper open or closed?", "open"))
+    elif gripper.opening < CLOSED_TO or held:
+        pairs.append((f"is the {arm} gripper open or closed?", "closed"))
+    return pairs
+
+
+def _side(left: bool) -> str:
+    return "left" if left else "right"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,141 @@
+"""Demonstrations in memory, and the two kinds of batches drawn from them: action chunks and grounding questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from qwen_vla_core.actions.normalize import Quantiles
+from qwen_vla_core.data.episodes import Episode, EpisodeStore
+from qwen_vla_core.embodiment import Embodiment
+from qwen_vla_core.errors import UserError
+from qwen_vla_core.interfaces import Observation
+from qwen_vla_core.model.policy import Stats
+from qwen_vla_core.model.processor import Sample
+from qwen_vla_core.sim.grounding import questions
+from qwen_vla_core.sim.state import SceneState
+
+Turns = tuple[tuple[str, str], ...]
+POSITION_WEIGHT = 4.0
+
+
+@dataclass(frozen=True)
+class ChunkBatch:
+    """B observations with their targets.
+
+    Attributes:
+        observations: what the policy would see.
+        actions_bhc: (B, H, c) in channel units.
+        step_mask_bh: (B, H) bool, False where the demonstration was pushed off its course and says nothing any more.
+        turns: per observation, grounding questions with answers.
+    """
+
+    observations: list[Observation]
+    actions_bhc: np.ndarray
+    step_mask_bh: np.ndarray
+    turns: list[Turns]
+
+
+class Demonstrations:
+    """All episodes of some folders, decoded. Sampling is a function of the generator alone."""
+
+    def __init__(self, episodes: Sequence[Episode], robot: Embodiment) -> None:
+        """
+        Args:
+            episodes: at least one.
+            robot: whose views, channels and horizon the batches follow.
+
+        Raises:
+            UserError: no episodes, or an episode lacks one of the robot's views or has other channels.
+        """
+        if not episodes:
+            raise UserError("recipe: `data` holds no episodes; write some with `qwen-vla sim demos`")
+        for episode in episodes:
+            missing = set(robot.views) - set(episode.images)
+            if missing:
+                raise UserError(f"episode {episode.seed}: view {sorted(missing)[0]!r} of {robot.name} is missing")
+            if episode.action.shape[1] != len(robot.channels):
+                raise UserError(
+                    f"episode {episode.seed}: {episode.action.shape[1]} action channels, {robot.name} has {len(robot.channels)}"
+                )
+        self.episodes = list(episodes)
+        self.robot = robot
+        self._frames = [(e, t) for e, episode in enumerate(self.episodes) for t in range(len(episode))]
+
+    @classmethod
+    def load(cls, folders: Sequence[str | Path], robot: Embodiment, progress: bool = True) -> Demonstrations:
+        """Reads every episode of every folder into memory (about 1.5 MB per second of demonstration)."""
+        episodes: list[Episode] = []
+        for folder in folders:
+            store = EpisodeStore(folder)
+            episodes += tqdm(store, desc=f"reading {folder}", total=len(store), disable=not progress)
+        return cls(episodes, robot)
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    @property
+    def frame_count(self) -> int:
+        """Observations in all episodes together."""
+        return len(self._frames)
+
+    def stats(self) -> Stats:
+        """Quantiles of actions and states [P]."""
+        return Stats(
+            action=Quantiles.fit(np.concatenate([e.action for e in self.episodes]), self.robot.channels),
+            state=Quantiles.fit(np.concatenate([e.state for e in self.episodes]), self.robot.state_channels),
+        )
+
+    def sentences(self, frames: int = 300) -> list[str]:
+        """Instructions, questions and answers for the tokenizer."""
+        rng = np.random.default_rng(0)
+        found = {episode.instruction for episode in self.episodes}
+        for index in rng.integers(self.frame_count, size=frames):
+            for question, answer in self._turns(int(index), rng, 8):
+                found |= {question, answer}
+        return sorted(found)
+
+    def chunks(self, rng: np.random.Generator, size: int, question_count: int) -> ChunkBatch:
+        """``size`` frames drawn uniformly, each with its next H actions and ``question_count`` questions."""
+        horizon = self.robot.control.horizon
+        observations, actions, masks, turns = [], [], [], []
+        for index in rng.integers(self.frame_count, size=size):
+            e, t = self._frames[index]
+            episode = self.episodes[e]
+            chunk, valid = episode.chunk(t, horizon)
+            images = {view: _photometric(episode.images[view][t], rng) for view in self.robot.views}
+            observations.append(Observation(images, episode.state[t].astype(np.float64), episode.instruction))
+            actions.append(chunk)
+            masks.append(valid)
+            turns.append(self._turns(int(index), rng, question_count))
+        return ChunkBatch(observations, np.stack(actions), np.stack(masks), turns)
+
+    def questions(self, rng: np.random.Generator, size: int, question_count: int) -> list[Sample]:
+        """``size`` frames with all views and ``question_count`` questions each, for the vision-language stage."""
+        samples = []
+        for index in rng.integers(self.frame_count, size=size):
+            e, t = self._frames[index]
+            turns = self._turns(int(index), rng, question_count)
+            images = {view: _photometric(self.episodes[e].images[view][t], rng) for view in self.robot.views}
+            (question, answer), rest = turns[0], turns[1:]
+            samples.append(Sample(images, question, (("", answer), *rest)))
+        return samples
+
+    def _turns(self, index: int, rng: np.random.Generator, count: int) -> Turns:
+        e, t = self._frames[index]
+        asked = questions(SceneState.from_dict(self.episodes[e].scenes[t]), rng)
+        # Positions teach a tiny model to see; yes-or-no questions outnumber them otherwise.
+        weights = np.array([POSITION_WEIGHT if answer.startswith("row") else 1.0 for _, answer in asked])
+        chosen = rng.choice(len(asked), min(count, len(asked)), replace=False, p=weights / weights.sum())
+        return tuple(asked[i] for i in chosen)
+
+
+def _photometric(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast and a colour cast; the geometry stays, because actions depend on it."""
+    gain = rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3)
+    lifted = (picture.astype(np.float32) - 128.0) * gain + 128.0 + rng.uniform(-15.0, 15.0)
+    return np.clip(lifted, 0, 255).astype(np.uint8)
