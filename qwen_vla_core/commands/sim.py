@@ -71,7 +71,8 @@ def _tasks(task: str) -> tuple[Any, ...]:
 def _expert(args: argparse.Namespace, world_name: str, embodiment_name: str) -> int:
     from tqdm import tqdm
 
-    from qwen_vla_core.sim.demos import check_expert, wilson
+    from qwen_vla_core.evaluation.metrics import Rate
+    from qwen_vla_core.sim.demos import check_expert
     from qwen_vla_core.sim.registry import make_world
 
     if args.episodes < 1:
@@ -82,12 +83,12 @@ def _expert(args: argparse.Namespace, world_name: str, embodiment_name: str) -> 
         seeds = range(args.seed, args.seed + args.episodes)
         lines = check_expert(world, world_name, tqdm(seeds, desc=task, leave=False, disable=None))
         done = [line for line in lines if line["success"]]
-        low, high = wilson(len(done), len(lines))
+        rate = Rate(len(done), len(lines))
         report["tasks"][task] = {
             "episodes": len(lines),
             "successes": len(done),
-            "rate": len(done) / len(lines),
-            "interval95": [low, high],
+            "rate": rate.value,
+            "interval95": list(rate.interval),
             "mean_seconds": float(np.mean([line["seconds"] for line in done])) if done else None,
             "failed_seeds": [line["seed"] for line in lines if not line["success"]],
         }

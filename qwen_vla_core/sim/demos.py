@@ -244,16 +244,6 @@ def _resume(folder: Path, described: dict[str, Any]) -> tuple[dict[int, dict[str
     return known, failed
 
 
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion."""
-    if trials == 0:
-        return 0.0, 1.0
-    p, z2 = successes / trials, z * z
-    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = z / (1 + z2 / trials) * np.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
-
-
 def check_expert(world: Any, world_name: str, seeds: Sequence[int], limit_s: float = LIMIT_S) -> list[dict[str, Any]]:
     """Runs the expert without rendering; one line per seed: success, seconds, which cube it lifted."""
     lines = []

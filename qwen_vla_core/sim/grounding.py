@@ -6,6 +6,7 @@ arm is nearer, what a gripper does. Nothing here needs the simulator, so questio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,12 @@ class Grid:
 
 
 def questions(
-    scene: SceneState, rng: np.random.Generator, *, grid: Grid | None = None, count: int | None = None
+    scene: SceneState,
+    rng: np.random.Generator,
+    *,
+    grid: Grid | None = None,
+    count: int | None = None,
+    views: Sequence[str] | None = None,
 ) -> list[QuestionAnswer]:
     """Question and answer pairs about one moment, all true and all answerable from the pictures.
 
@@ -48,8 +54,11 @@ def questions(
         rng: chooses wording, order and, with ``count``, which questions.
         grid: of the positions; 12 × 16 by default.
         count: keep at most this many.
+        views: the pictures that are shown; only what they answer is asked. None = all of them.
     """
     grid = grid or Grid()
+    if views is not None:
+        scene = scene.seen_in(views)
     pairs: list[QuestionAnswer] = []
     for cube in scene.cubes:
         pairs += _about_cube(scene, cube, grid, rng)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 Pixel = tuple[float, float]
+EGO = "ego"  # the view that grippers are located in
 ASPECT = 4 / 3  # width : height of every picture the pixels refer to
 
 
@@ -66,6 +67,14 @@ class SceneState:
     def gripper(self, arm: str) -> GripperState:
         """The gripper of that arm."""
         return next(gripper for gripper in self.grippers if gripper.arm == arm)
+
+    def seen_in(self, views: Sequence[str]) -> SceneState:
+        """What is left of the scene when only these pictures are shown."""
+        cubes = tuple(
+            replace(cube, visible=tuple(view for view in cube.visible if view in views)) for cube in self.cubes
+        )
+        grippers = self.grippers if EGO in views else ()
+        return replace(self, cubes=cubes, grippers=grippers)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; ``from_dict`` restores it."""

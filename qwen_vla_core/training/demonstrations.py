@@ -20,7 +20,8 @@ from qwen_vla_core.sim.grounding import questions
 from qwen_vla_core.sim.state import SceneState
 
 Turns = tuple[tuple[str, str], ...]
-POSITION_WEIGHT = 4.0
+POSITION_WEIGHT = 8.0
+REFERENCE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -115,19 +116,29 @@ class Demonstrations:
         return ChunkBatch(observations, np.stack(actions), np.stack(masks), turns)
 
     def questions(self, rng: np.random.Generator, size: int, question_count: int) -> list[Sample]:
-        """``size`` frames with all views and ``question_count`` questions each, for the vision-language stage."""
-        samples = []
-        for index in rng.integers(self.frame_count, size=size):
-            e, t = self._frames[index]
-            turns = self._turns(int(index), rng, question_count)
-            images = {view: _photometric(self.episodes[e].images[view][t], rng) for view in self.robot.views}
-            (question, answer), rest = turns[0], turns[1:]
-            samples.append(Sample(images, question, (("", answer), *rest)))
+        """``size`` frames with questions about one view each, for the vision-language stage.
+
+        One picture at a time is cheaper than all of them, and the wrist views, where a cube is large, teach colours that
+        the small cubes of the reference view are then found by.
+        """
+        reference = self.robot.reference_camera.view
+        samples: list[Sample] = []
+        while len(samples) < size:
+            e, t = self._frames[int(rng.integers(self.frame_count))]
+            view = reference if rng.random() < REFERENCE_SHARE else str(rng.choice(self.robot.views))
+            asked = questions(SceneState.from_dict(self.episodes[e].scenes[t]), rng, views=(view,))
+            if asked:
+                (question, answer), *rest = self._choose(asked, rng, question_count)
+                images = {view: _photometric(self.episodes[e].images[view][t], rng)}
+                samples.append(Sample(images, question, (("", answer), *rest)))
         return samples
 
     def _turns(self, index: int, rng: np.random.Generator, count: int) -> Turns:
         e, t = self._frames[index]
-        asked = questions(SceneState.from_dict(self.episodes[e].scenes[t]), rng)
+        return self._choose(questions(SceneState.from_dict(self.episodes[e].scenes[t]), rng), rng, count)
+
+    @staticmethod
+    def _choose(asked: Sequence[tuple[str, str]], rng: np.random.Generator, count: int) -> Turns:
         # Positions teach a tiny model to see; yes-or-no questions outnumber them otherwise.
         weights = np.array([POSITION_WEIGHT if answer.startswith("row") else 1.0 for _, answer in asked])
         chosen = rng.choice(len(asked), min(count, len(asked)), replace=False, p=weights / weights.sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qwen_vla_core.sim.demos import check_expert, wilson
+from qwen_vla_core.sim.demos import check_expert
 from qwen_vla_core.sim.experts import ScriptedExpert, gripper_rotation, interpolate
 from qwen_vla_core.sim.ik import solve_ik
 from qwen_vla_core.sim.tasks import Task, phrase
@@ -74,9 +74,3 @@ def test_ik_reaches_a_pose_the_arm_can_take(world: AlohaWorld) -> None:
     mujoco.mj_kinematics(world.model, scratch)
     np.testing.assert_allclose(scratch.site_xpos[site], goal, atol=1e-3)
     np.testing.assert_allclose(scratch.site_xmat[site].reshape(3, 3), rotation, atol=1e-2)
-
-
-def test_wilson_interval_is_the_textbooks() -> None:
-    low, high = wilson(8, 10)
-    assert (low, high) == (pytest.approx(0.4902, abs=1e-3), pytest.approx(0.9433, abs=1e-3))
-    assert wilson(0, 0) == (0.0, 1.0)

@@ -1,0 +1,107 @@
+"""One episode on disk: a rosbag2 folder (MCAP) with its metadata inside and beside it. No rclpy in here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+from qwen_vla_core.errors import UserError
+from qwen_vla_core.files import atomic_write_json
+
+SIDECAR = "episode.json"
+PARTIAL = ".partial"
+
+
+class EpisodeBag:
+    """An open bag. It lives in a folder ``.partial`` beside its final place until ``close`` moves it there.
+
+    Attributes:
+        messages: number of messages written; size_bytes: their payload.
+    """
+
+    def __init__(self, path: Path, types: Mapping[str, type], metadata: Mapping[str, Any]) -> None:
+        """Opens the bag and declares every topic, so that also a silent one is listed in it.
+
+        Args:
+            path: final folder; must not exist.
+            types: topic → ROS message class.
+            metadata: JSON-able facts about the episode; ``close`` adds the outcome.
+
+        Raises:
+            UserError: A message type is unknown to the bag writer and its definition is not installed.
+        """
+        self.path = path
+        self.messages = 0
+        self.size_bytes = 0
+        self._partial = path.parent / PARTIAL / path.name  # the writer names the .mcap after this folder
+        self._metadata = {**metadata, "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        store = get_typestore(Stores.ROS2_JAZZY)
+        names = {topic: _type_name(message_type) for topic, message_type in types.items()}
+        for name in set(names.values()):
+            _teach(store, name)
+        self._writer = Writer(self._partial, version=9, storage_plugin=StoragePlugin.MCAP)
+        self._writer.open()
+        atomic_write_json(self._partial / SIDECAR, {**self._metadata, "outcome": "unfinished"})
+        self._connections = {
+            topic: self._writer.add_connection(topic, name, typestore=store) for topic, name in names.items()
+        }
+
+    def write(self, topic: str, stamp_ns: int, data: bytes) -> None:
+        """Appends one serialised message, stamped with the time of its arrival."""
+        self._writer.write(self._connections[topic], stamp_ns, data)
+        self.messages += 1
+        self.size_bytes += len(data)
+
+    def close(self, outcome: Mapping[str, Any]) -> Path:
+        """Writes the metadata (``episode.json`` and the bag's custom data), closes and renames; returns the folder."""
+        metadata = {**self._metadata, **outcome, "messages": self.messages, "bytes": self.size_bytes}
+        for key, value in metadata.items():
+            self._writer.set_custom_data(key, str(value))
+        self._writer.close()
+        for file in self._partial.glob("*.mcap"):
+            _fsync(file)
+        atomic_write_json(self._partial / SIDECAR, metadata)
+        self._partial.replace(self.path)
+        with contextlib.suppress(OSError):  # another unfinished bag is still in it
+            self._partial.parent.rmdir()
+        _fsync(self.path.parent)
+        return self.path
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _type_name(message_type: type) -> str:
+    return f"{message_type.__module__.split('.')[0]}/msg/{message_type.__name__}"
+
+
+def _teach(store: Typestore, name: str) -> None:
+    """Adds a type that is not part of ROS itself, and what it is made of, from the installed package's .msg files."""
+    if name in store.fielddefs:
+        return
+    from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+
+    package, _, short = name.split("/")
+    try:
+        text = (Path(get_package_share_directory(package)) / "msg" / f"{short}.msg").read_text()
+    except (PackageNotFoundError, OSError) as error:
+        raise UserError(f"cannot record {name}: its definition is not installed (package {package})") from error
+    for line in text.splitlines():
+        part = re.match(r"\s*([A-Za-z_]\w*)(?:/([A-Za-z_]\w*))?(?:\[[^\]]*\])?\s+[a-z]\w*", line.split("#")[0])
+        if part and (part[2] or part[1][0].isupper()):
+            _teach(store, f"{part[1]}/msg/{part[2]}" if part[2] else f"{package}/msg/{part[1]}")
+    store.register(get_types_from_msg(text, name))

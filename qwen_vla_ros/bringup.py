@@ -1,0 +1,196 @@
+"""The graph as data: which nodes run, with which parameters and environment. No ROS import, no process.
+
+Both starters read it: the launch files (``ros2 launch``) and ``qwen-vla up`` (no launch installed).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import qwen_vla_ros
+from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.errors import UserError
+from qwen_vla_core.resources import resource_dir
+
+Value = str | int | float | bool
+PACKAGE = "qwen_vla_ros"
+LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
+DEFAULT_CHECKPOINT = "aloha-tiny"
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One process of the graph.
+
+    Attributes:
+        executable: console script of ``package``; also the module ``<package>.<executable>``.
+        parameters: ROS parameters; empty strings are left out (the node's own default holds).
+        environment: variables to set for the process, on top of the inherited ones.
+        ends_graph: this node's clean exit (0) is the end of the job, not a failure.
+        stop_order: nodes stop in ascending order; the controller is last, so that it can hold while the rest ends.
+    """
+
+    name: str
+    executable: str
+    namespace: str = ""
+    package: str = PACKAGE
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+    params_file: str = ""
+    remappings: tuple[tuple[str, str], ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    log_level: str = "info"
+    ends_graph: bool = False
+    stop_order: int = 0
+
+
+def build_graph(
+    embodiment: str = "aloha",
+    checkpoint: str = DEFAULT_CHECKPOINT,
+    instruction: str = "",
+    namespace: str = "",
+    sim: bool = True,
+    record: bool = True,
+    use_sim_time: bool = False,
+    autostart: bool = True,
+    params_file: str = "",
+    log_level: str = "info",
+    episodes: int = 0,
+    seed: int = 0,
+    task: str = "pick",
+    episode_timeout_s: float = 20.0,
+    run_dir: str = "",
+) -> list[NodeSpec]:
+    """The nodes of one robot, in start order.
+
+    Args:
+        embodiment: shipped name or path of the robot's YAML.
+        checkpoint: shipped name or folder of the policy's checkpoint.
+        instruction: what to do; in simulation an empty one lets the world choose for every episode.
+        namespace: ROS namespace of all nodes (topics in the YAML that start with "/" stay where they are).
+        sim: a simulated robot takes the place of the drivers.
+        record: one MCAP bag per episode, below ``run_dir``.
+        use_sim_time: all nodes follow /clock; in simulation the simulator then publishes it.
+        autostart: the policy configures and activates itself; otherwise use ``ros2 lifecycle``.
+        params_file: ROS parameter YAML that overrides what is set here.
+        log_level: debug, info, warn, error or fatal.
+        episodes: in simulation, end after this many; 0 goes on until stopped.
+        seed: of the first simulated episode; the next ones count up.
+        task: in simulation, what the world draws instructions from when none is given; "all": everything it knows.
+        episode_timeout_s: simulated seconds until an episode counts as failed.
+        run_dir: folder of this run's bags and summary; default: the next free ``rollouts/<date>_<number>``.
+
+    Raises:
+        UserError: The YAML is wrong, the robot has no simulation, or a flag has an impossible value.
+    """
+    robot = load_embodiment(embodiment)
+    if sim and robot.simulation is None:
+        raise UserError(f"embodiment '{robot.name}' has no simulation section: start it with sim:=false (--no-sim)")
+    if episodes and not sim:
+        raise UserError(
+            "episodes need the simulator: on a robot, end episodes with the episode_success/failure services"
+        )
+    if log_level not in LOG_LEVELS:
+        raise UserError(f"log_level '{log_level}' is none of {', '.join(LOG_LEVELS)}")
+    if params_file and not Path(params_file).is_file():
+        raise UserError(f"params_file '{params_file}' does not exist")
+    yaml_path = robot.source_path if Path(robot.source_path).is_file() else embodiment
+    environment = node_environment()
+
+    def node(name: str, stop_order: int, parameters: Mapping[str, Value], ends_graph: bool = False) -> NodeSpec:
+        clock: dict[str, Value] = {"use_sim_time": True} if use_sim_time and name != "sim_node" else {}
+        values = {"embodiment": str(yaml_path), **parameters, **clock}
+        return NodeSpec(
+            name=name,
+            executable=name,
+            namespace=namespace,
+            parameters={key: value for key, value in values.items() if value != ""},
+            params_file=params_file,
+            environment=environment,
+            log_level=log_level,
+            ends_graph=ends_graph,
+            stop_order=stop_order,
+        )
+
+    # In simulation the simulator starts every episode: it resets the world, then gives the instruction.
+    nodes = [node("controller_node", 3, {"simulated": sim, "autostart": autostart, "start_on_activate": not sim})]
+    if record:
+        nodes.append(node("recorder_node", 2, {"run_dir": run_dir, "checkpoint": checkpoint, "simulated": sim}))
+    nodes.append(
+        node(
+            "policy_node",
+            0,
+            {"checkpoint": checkpoint, "instruction": "" if sim else instruction, "autostart": autostart},
+        )
+    )
+    if sim:
+        summary = str(Path(run_dir) / "summary.json") if run_dir else ""
+        parameters: dict[str, Value] = {
+            "instruction": instruction,
+            "episodes": episodes,
+            "seed": seed,
+            "task": "" if task == "all" else task,
+            "episode_timeout_s": float(episode_timeout_s),
+            "publish_clock": use_sim_time,
+            "wait_for_recorder": record,
+            "summary_file": summary,
+        }
+        nodes.append(node("sim_node", 1, parameters, ends_graph=episodes > 0))
+    return nodes
+
+
+def node_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables the nodes need; what the user has set in ``base`` (default: this process's) is left as it is."""
+    base = os.environ if base is None else base
+    profile = str(resource_dir("config") / "fastdds.xml")
+    wanted = {
+        "FASTRTPS_DEFAULT_PROFILES_FILE": profile,  # read by Jazzy
+        "FASTDDS_DEFAULT_PROFILES_FILE": profile,  # read by Kilted and later
+        "MUJOCO_GL": "egl",
+        "OMP_NUM_THREADS": "1",  # several nodes share the cores; the policy raises its own with torch_threads
+        "PYTHONUNBUFFERED": "1",
+    }
+    if "FASTRTPS_DEFAULT_PROFILES_FILE" in base or "FASTDDS_DEFAULT_PROFILES_FILE" in base:
+        wanted = {key: value for key, value in wanted.items() if "PROFILES" not in key}
+    return {key: value for key, value in wanted.items() if key not in base}
+
+
+def command_line(spec: NodeSpec) -> list[str]:
+    """The command that runs ``spec`` with this interpreter, without any ROS command-line tool."""
+    command = [sys.executable, "-m", f"{spec.package}.{spec.executable}", "--ros-args", "-r", f"__node:={spec.name}"]
+    if spec.namespace:
+        command += ["-r", f"__ns:=/{spec.namespace.strip('/')}"]
+    for source, target in spec.remappings:
+        command += ["-r", f"{source}:={target}"]
+    for key, value in spec.parameters.items():
+        # JSON is YAML: quoted text can never turn into a number or a boolean on the other side.
+        command += ["-p", f"{key}:={json.dumps(value, ensure_ascii=False)}"]
+    if spec.params_file:
+        command += ["--params-file", spec.params_file]
+    return [*command, "--log-level", f"{spec.name}:={spec.log_level}"]
+
+
+def process_environment(spec: NodeSpec, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The whole environment of ``spec``'s process: inherited, plus its own, plus this package on the path."""
+    base = os.environ if base is None else base
+    root = str(Path(qwen_vla_ros.__file__).resolve().parent.parent)
+    path = os.pathsep.join([root, *filter(None, [base.get("PYTHONPATH", "")])])
+    return {**base, **spec.environment, "PYTHONPATH": path}
+
+
+def next_run_dir(rollouts: str | Path) -> Path:
+    """Creates and returns the next free ``<rollouts>/<date>_<number>``, e.g. ``rollouts/20250131_002``."""
+    today = date.today().strftime("%Y%m%d")
+    for number in range(10_000):
+        path = Path(rollouts) / f"{today}_{number:03d}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise UserError(f"no free run folder below {rollouts}: remove old ones or choose another --rollouts")

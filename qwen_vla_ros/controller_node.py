@@ -1,0 +1,335 @@
+"""``controller_node``: joint state and chunks in, safe commands out, at the controller's rate.
+
+The control loop is a plain thread paced by the monotonic clock; subscriptions and services run on a single-threaded
+executor beside it. Nothing heavy lives in this process: neither images nor the model can delay a command.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+from functools import partial
+
+import rclpy
+from nav_msgs.msg import Odometry
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.publisher import Publisher
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import JointState
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.embodiment.spec import ActionGroup, StateGroup
+from qwen_vla_core.errors import UserError
+from qwen_vla_core.runtime.controller import ControlLoop, ControlOutput
+from qwen_vla_core.runtime.latency import LatencyWindow
+from qwen_vla_ros.commands import CommandAdapter, adapter_for, command_kind
+from qwen_vla_ros.messages import chunk_from_message, chunk_to_message, state_from_message
+from qwen_vla_ros.node_utils import (
+    CHUNK_TOPIC,
+    COMMAND_QOS,
+    CONSUMED_TOPIC,
+    STATE_QOS,
+    STATUS_QOS,
+    STATUS_TOPIC,
+    declare,
+    ns_to_stamp,
+    run_node,
+    status_message,
+)
+
+STATUS_PERIOD_S = 0.5
+HALT_TIMEOUT_S = 2.0
+LEVEL_BY_MODE = {"idle": "ok", "running": "ok", "holding": "warn", "estopped": "error", "fault": "error"}
+
+
+class ControllerNode(LifecycleNode):
+    """configure = load and subscribe; activate = start playing chunks; deactivate = come to rest, then be silent."""
+
+    def __init__(self) -> None:
+        super().__init__("controller_node")
+        text = "Embodiment YAML: a path, or the name of a shipped one (aloha)."
+        self._embodiment_source: str = declare(self, "embodiment", "", text, read_only=True)
+        text = "Use each command's simulation_kind, where set: the robot's own message packages are then not needed."
+        self._simulated: bool = declare(self, "simulated", False, text, read_only=True)
+        text = "Configure and activate at start-up; false leaves both to a lifecycle manager."
+        self.autostart: bool = declare(self, "autostart", True, text, read_only=True)
+        text = "Play chunks as soon as active; false waits for the start service (a simulator starts each episode)."
+        self._start_on_activate: bool = declare(self, "start_on_activate", True, text, read_only=True)
+        text = "A new chunk replaces the old one over this many seconds."
+        self._blend_s: float = declare(self, "blend_s", 0.2, text, read_only=True, minimum=0.0, maximum=5.0)
+        self.problem = ""
+        self._lock = threading.Lock()
+        self._status_lock = threading.Lock()
+        self._control: ControlLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._quit = threading.Event()
+        self._period_s = 0.0
+        self._periods = LatencyWindow(size=500, warm_up=5)
+        self._overruns = 0
+        self._malformed = 0
+        self._halt_from: tuple[int, float] | None = None
+        self._outputs: list[tuple[ActionGroup, CommandAdapter, Publisher]] = []
+        self._state_subscriptions: list[Subscription] = []
+        self._status_publisher = self.create_publisher(
+            type(status_message(self, "", "ok", "")), STATUS_TOPIC, STATUS_QOS
+        )
+        self._consumed_publisher = self.create_publisher(JointTrajectory, CONSUMED_TOPIC, COMMAND_QOS)
+        for name in ("start", "stop", "estop", "reset"):
+            self.create_service(Trigger, f"qwen_vla/{name}", partial(self._on_request, name))
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # the heartbeat must not stop with a paused simulation
+        self.create_timer(STATUS_PERIOD_S, self._publish_status, clock=steady)
+
+    # ---- lifecycle --------------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Loads the embodiment, creates publishers, subscribes. A user's mistake is logged and refused."""
+        try:
+            if not self._embodiment_source:
+                raise UserError("parameter 'embodiment' is empty; set it to a YAML path or a shipped name, e.g. aloha")
+            embodiment = load_embodiment(self._embodiment_source)
+            adapters = [(group, adapter_for(command_kind(group, self._simulated))) for group in embodiment.actions]
+            types = [adapter.message_type for _, adapter in adapters]
+        except UserError as error:
+            self.problem = str(error)
+            self.get_logger().error(self.problem)
+            return TransitionCallbackReturn.FAILURE
+        self._outputs = [
+            (group, adapter, self.create_publisher(message_type, group.command.topic, COMMAND_QOS))
+            for (group, adapter), message_type in zip(adapters, types, strict=True)
+        ]
+        self._period_s = 1.0 / embodiment.control.controller_rate_hz
+        self._control = ControlLoop(embodiment, blend_s=self._blend_s)
+        self._state_subscriptions = self._subscribe(embodiment)
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Starts the control thread. A latched emergency stop stays latched."""
+        assert self._control is not None
+        if self._start_on_activate:
+            with self._lock:
+                self._control.start(self._now_ns())
+        self._halt_from = None
+        self._quit.clear()
+        # The start-up's objects live for ever: scanning them again would only delay ticks.
+        gc.collect()
+        gc.freeze()
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._thread.start()
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Brings the robot to rest under its limits, then falls silent."""
+        self._halt()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Forgets the embodiment and its topics; refused while an emergency stop is latched, which it would forget."""
+        if self._control is not None and self._control.mode == "estopped":
+            self.get_logger().error("cleanup refused: estopped; call qwen_vla/reset first")
+            return TransitionCallbackReturn.FAILURE
+        self._halt()
+        for subscription in self._state_subscriptions:
+            self.destroy_subscription(subscription)
+        for _, _, publisher in self._outputs:
+            self.destroy_publisher(publisher)
+        self._state_subscriptions, self._outputs, self._control = [], [], None
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """As deactivate."""
+        self._halt()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """As deactivate; the node can be configured again."""
+        self._halt()
+        return TransitionCallbackReturn.SUCCESS
+
+    def close(self) -> None:
+        """The process ends: the last commands bring the robot to rest and hold it there."""
+        self._halt()
+        self._publish_status()
+
+    def _halt(self) -> None:
+        thread, control = self._thread, self._control
+        if thread is None or control is None:
+            return
+        with self._lock:
+            control.stop(self._now_ns())
+            # The executor is busy with this call, so a simulated clock stands still: count on by the monotonic one.
+            self._halt_from = (self._now_ns(), time.monotonic())
+        deadline = time.monotonic() + HALT_TIMEOUT_S
+        while not control.at_rest and thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(self._period_s)
+        self._quit.set()
+        thread.join(timeout=1.0)
+        self._thread = None
+
+    # ---- subscriptions and services ---------------------------------------------------------------------------------
+
+    def _subscribe(self, embodiment: Embodiment) -> list[Subscription]:
+        by_topic: dict[str, list[StateGroup]] = {}
+        for group in embodiment.state:
+            by_topic.setdefault(group.topic, []).append(group)
+        subscriptions = [
+            self.create_subscription(
+                Odometry if groups[0].source == "odometry" else JointState,
+                topic,
+                partial(self._on_state, groups),
+                STATE_QOS,
+            )
+            for topic, groups in by_topic.items()
+        ]
+        return [*subscriptions, self.create_subscription(JointTrajectory, CHUNK_TOPIC, self._on_chunk, COMMAND_QOS)]
+
+    def _on_state(self, groups: list[StateGroup], msg: JointState | Odometry) -> None:
+        values = state_from_message(groups, msg)
+        with self._lock:
+            if self._control is not None:
+                self._control.update_state(values, self._now_ns())
+
+    def _on_chunk(self, msg: JointTrajectory) -> None:
+        try:
+            chunk = chunk_from_message(msg)
+        except ValueError as error:
+            self._malformed += 1
+            self.get_logger().warning(f"chunk refused: {error}", throttle_duration_sec=1.0)
+            return
+        with self._lock:
+            reason = self._control.feed(chunk, self._now_ns()) if self._control is not None else None
+        if reason is not None and reason != "not_started":
+            self.get_logger().warning(f"chunk refused: {reason}", throttle_duration_sec=1.0)
+
+    def _on_request(self, name: str, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        control = self._control
+        if control is None or (self._thread is None and name == "start"):
+            response.success, response.message = False, "the controller is not active; activate it first"
+            return response
+        with self._lock:
+            response.success, response.message = getattr(control, name)(self._now_ns())
+        self._publish_status()
+        return response
+
+    # ---- the control thread -----------------------------------------------------------------------------------------
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    def _run(self) -> None:
+        """Ticks at the controller's rate until told to quit; an exception latches a fault instead of ending it."""
+        assert self._control is not None
+        control = self._control
+        mode, consumed = control.mode, (-1, 0)
+        due = last = time.monotonic()
+        while not self._quit.is_set():
+            due += self._period_s
+            delay = due - time.monotonic()
+            if delay > 0:
+                time.sleep(delay)
+            elif delay < -self._period_s:
+                self._overruns += 1
+                due = time.monotonic()
+            now = time.monotonic()
+            self._periods.add(now - last)
+            last = now
+            halt_from = self._halt_from
+            t_ns = self._now_ns() if halt_from is None else halt_from[0] + int((now - halt_from[1]) * 1e9)
+            try:
+                with self._lock:
+                    output = control.tick(t_ns)
+                self._publish_commands(output, t_ns)
+                consumed = self._publish_consumed(control, t_ns, consumed)
+                if output.mode != mode:
+                    mode = output.mode
+                    self.get_logger().info(f"{mode}: {output.reason}")
+                    self._publish_status()
+            except Exception as error:
+                if not rclpy.ok(context=self.context):
+                    return
+                with self._lock:
+                    control.fault(f"internal error: {error!r}", t_ns)
+                self.get_logger().error(f"control loop: {error!r}", throttle_duration_sec=1.0)
+
+    def _publish_commands(self, output: ControlOutput, t_ns: int) -> None:
+        if not output.commands:
+            return
+        stamp = ns_to_stamp(t_ns)
+        problem: ValueError | None = None
+        for group, adapter, publisher in self._outputs:
+            command = output.commands[group.name]
+            try:
+                message = adapter.encode(group, command.values, command.velocities, stamp, self._period_s)
+            except ValueError as error:
+                problem = error  # the other groups must still be told to stop
+            else:
+                publisher.publish(message)
+        if problem is not None:
+            raise problem
+
+    def _publish_consumed(self, control: ControlLoop, t_ns: int, last: tuple[int, int]) -> tuple[int, int]:
+        """Publishes the executed prefix of the plan each time another action falls due; returns what was published."""
+        with self._lock:
+            here = (control.buffer.stamp_ns or -1, control.buffer.consumed_count(t_ns))
+            prefix = control.buffer.consumed(t_ns) if here != last else None
+        if prefix is not None:
+            self._consumed_publisher.publish(chunk_to_message(prefix))
+        return here
+
+    def _publish_status(self) -> None:
+        with self._status_lock:
+            if self._control is None:
+                message = self.problem or "not configured"
+                self._status_publisher.publish(
+                    status_message(self, "controller", "error" if self.problem else "stale", message)
+                )
+                return
+            with self._lock:
+                control = self._control
+                mode, reason = control.mode, control.reason
+                values: dict[str, object] = {
+                    "mode": mode,
+                    "reason": reason,
+                    "active": self._thread is not None,
+                    "epoch": control.buffer.epoch,
+                    "chunks_accepted": control.buffer.accepted,
+                    "chunks_rejected": sum(control.buffer.rejections.values()) + self._malformed,
+                }
+                rejections = dict(control.buffer.rejections, malformed=self._malformed)
+                values.update({f"rejected.{key}": count for key, count in rejections.items() if count})
+                values.update({f"limited.{key}": count for key, count in control.limiter.interventions.items()})
+                values.update({f"count.{key}": count for key, count in control.counters.items()})
+            for name, seconds in (
+                ("p50", self._periods.p50),
+                ("p99", self._periods.p99),
+                ("max", self._periods.percentile(100)),
+            ):
+                if seconds is not None:
+                    values[f"period_ms.{name}"] = seconds * 1e3
+            values["overruns"] = self._overruns
+            status = status_message(self, "controller", LEVEL_BY_MODE[mode], f"{mode}: {reason}", values)
+            self._status_publisher.publish(status)
+
+
+def _create() -> ControllerNode:
+    node = ControllerNode()
+    if node.autostart:
+        if node.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+            problem = node.problem or "cannot configure the controller"
+            node.destroy_node()
+            raise UserError(problem)
+        node.trigger_activate()
+    return node
+
+
+def main(args: list[str] | None = None) -> int:
+    """Console entry. Exit code 0 after SIGINT/SIGTERM (once or twice), 2 for a user's mistake."""
+    return run_node(_create, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,405 @@
+"""The policy as a lifecycle node: cameras, state and an instruction in, action chunks out.
+
+Configure loads the model and subscribes, activate publishes, deactivate stops. Inference runs in a worker thread, so
+that images keep arriving while the model thinks; everything else runs on a single-threaded executor. When an
+observation is missing or stale nothing is published but the reason: the controller's watchdog then holds the robot.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Float64, String
+from trajectory_msgs.msg import JointTrajectory
+
+from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.embodiment.spec import CameraSpec, StateGroup
+from qwen_vla_core.errors import UserError
+from qwen_vla_core.interfaces import ActionChunk, Observation
+from qwen_vla_core.runtime.latency import LatencyWindow
+from qwen_vla_ros.messages import (
+    chunk_to_message,
+    compressed_to_rgb,
+    groups_by_topic,
+    image_to_rgb,
+    state_from_message,
+    state_message_type,
+)
+from qwen_vla_ros.node_utils import (
+    CAMERA_QOS,
+    CHUNK_TOPIC,
+    COMMAND_QOS,
+    INSTRUCTION_TOPIC,
+    LATCHED_QOS,
+    LATENCY_TOPIC,
+    STATE_QOS,
+    STATUS_QOS,
+    STATUS_TOPIC,
+    declare,
+    run_node,
+    stamp_to_ns,
+    status_message,
+)
+from qwen_vla_ros.observation import ObservationBuffer
+
+STATUS_PERIOD_S = 0.5
+POLL_S = 0.01  # how soon a new image or the end of a problem is noticed
+IDLE_REASONS = ("no instruction", "not active")
+# age of the pictures when inference starts, decoding them, the model's three parts, and everything together
+LATENCIES = ("image_age", "decode", "preprocess", "backbone", "denoise", "observation_to_chunk")
+
+
+class PolicyNode(LifecycleNode):
+    """See the module's text. Parameters are described where they are declared."""
+
+    def __init__(self) -> None:
+        super().__init__("policy_node")
+        declare(self, "checkpoint", "aloha-tiny", "Shipped name or folder of the checkpoint", read_only=True)
+        declare(self, "embodiment", "", "Robot YAML (name or path); empty: the checkpoint's own", read_only=True)
+        declare(
+            self,
+            "accept_embodiment_change",
+            False,
+            "Run although the YAML differs from the checkpoint's (topics or limits were edited)",
+            read_only=True,
+        )
+        declare(self, "instruction", "", "Instruction at start; qwen_vla/instruction replaces it", read_only=True)
+        declare(self, "torch_threads", 1, "CPU threads of the model", read_only=True, minimum=1, maximum=256)
+        declare(self, "autostart", False, "Configure and activate without being asked", read_only=True)
+        declare(self, "replan_hz", 5.0, "Chunks per second; 0: as fast as it can", minimum=0.0, maximum=100.0)
+        declare(self, "flow_steps", 0, "Euler steps of the sampler; 0: the checkpoint's", minimum=0, maximum=100)
+        declare(
+            self,
+            "fault_after_s",
+            5.0,
+            "Holding for longer than this is reported as a fault",
+            minimum=0.1,
+            maximum=3600.0,
+        )
+        self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
+        self._latency_publisher = self.create_publisher(Float64, LATENCY_TOPIC, COMMAND_QOS)
+        self._chunk_publisher = self.create_lifecycle_publisher(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
+        self._status_timer = self.create_timer(STATUS_PERIOD_S, self._publish_status)
+        self._subscriptions_made: list[Any] = []
+        self._policy: Any = None
+        self._robot = ""
+        self._buffer: ObservationBuffer | None = None
+        self._worker: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._lock = threading.Lock()  # guards instruction, generation and the publication of a chunk
+        self._instruction = str(self.get_parameter("instruction").value).strip()
+        self._generation = 0
+        self._problem: str | None = "not configured"
+        self._problem_since = time.monotonic()
+        self._reported = ""
+        self._counts = {"inferences": 0, "discarded": 0, "failures": 0}
+        self._latency = {name: LatencyWindow() for name in LATENCIES}
+
+    # --- lifecycle -------------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Loads checkpoint and embodiment, warms the model up and subscribes."""
+        try:
+            self._configure()
+        except UserError as error:
+            self._set_problem(str(error))
+            self._publish_status()
+            self.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Starts inference."""
+        self._stop.clear()
+        self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
+        result = super().on_activate(state)
+        self._worker.start()
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops inference; the controller holds when the last chunk runs out."""
+        self._stop_worker()
+        self._set_problem("not active")
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribes and forgets the model."""
+        for subscription in self._subscriptions_made:
+            self.destroy_subscription(subscription)
+        self._subscriptions_made.clear()
+        self._policy = self._buffer = None
+        self._set_problem("not configured")
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops inference from any state."""
+        self._stop_worker()
+        return TransitionCallbackReturn.SUCCESS
+
+    def close(self) -> None:
+        """Ends the worker before the process does."""
+        self._stop_worker()
+
+    def start(self) -> None:
+        """Configures and activates at once.
+
+        Raises:
+            UserError: Configuring failed; the message says why.
+        """
+        if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+            raise UserError(f"policy_node cannot start: {self._problem}")
+        self.trigger_activate()
+
+    def _configure(self) -> None:
+        import torch
+
+        from qwen_vla_core.model.checkpoint import load_checkpoint, resolve_checkpoint
+
+        torch.set_num_threads(int(self.get_parameter("torch_threads").value))
+        path = Path(resolve_checkpoint(str(self.get_parameter("checkpoint").value)))
+        self._policy = load_checkpoint(path)
+        embodiment = self._matching_embodiment(path)
+        self._robot = embodiment.name
+        started = time.monotonic()
+        self._predict(_neutral_observation(embodiment))  # the first inference is slow; it must not cost the first chunk
+        self.get_logger().info(
+            f"checkpoint {path.name}, embodiment {embodiment.name}, warm-up {time.monotonic() - started:.2f} s"
+        )
+        self._buffer = ObservationBuffer(embodiment)
+        for camera in embodiment.cameras:
+            message_type = CompressedImage if camera.transport == "compressed" else Image
+            self._subscribe(message_type, camera.topic, self._camera_callback(camera), CAMERA_QOS)
+        for topic, groups in groups_by_topic(embodiment.state).items():
+            self._subscribe(state_message_type(groups), topic, self._state_callback(groups), STATE_QOS)
+        self._subscribe(String, INSTRUCTION_TOPIC, self._on_instruction, LATCHED_QOS)
+        self._set_problem("not active")
+
+    def _matching_embodiment(self, path: Path) -> Embodiment:
+        robots: dict[str, Embodiment] = self._policy.embodiments
+        wanted = str(self.get_parameter("embodiment").value)
+        if not wanted:
+            if len(robots) != 1:
+                raise UserError(f"parameter 'embodiment': checkpoint '{path.name}' knows {', '.join(robots)}; name one")
+            return next(iter(robots.values()))
+        given = load_embodiment(wanted)
+        trained = robots.get(given.name)
+        if trained is None:
+            raise UserError(
+                f"parameter 'embodiment': checkpoint '{path.name}' knows {', '.join(robots)}, not '{given.name}'"
+            )
+        if given.hash == trained.hash:
+            return given
+        names = f"'{wanted}' ({given.hash[:12]}) is not the '{trained.name}' in checkpoint '{path.name}'"
+        names += f" ({trained.hash[:12]})"
+        if not self.get_parameter("accept_embodiment_change").value:
+            raise UserError(
+                f"parameter 'embodiment': {names}; leave it empty to use the checkpoint's, or set "
+                "accept_embodiment_change:=true if only topics, ages or limits were edited"
+            )
+        for what, value in _learned(trained).items():
+            if _learned(given)[what] != value:
+                raise UserError(f"parameter 'embodiment': {names}: {what} differ, so this checkpoint cannot drive it")
+        return given
+
+    def _subscribe(self, message_type: type, topic: str, callback: Callable[[Any], None], qos: Any) -> None:
+        self._subscriptions_made.append(self.create_subscription(message_type, topic, callback, qos))
+
+    # --- inputs (executor thread) ----------------------------------------------------------------------------------
+
+    def _camera_callback(self, camera: CameraSpec) -> Callable[[Any], None]:
+        to_rgb: Callable[[Any], np.ndarray] = compressed_to_rgb if camera.transport == "compressed" else image_to_rgb
+
+        def on_image(msg: Any) -> None:
+            if self._instruction and self._buffer is not None:
+                self._buffer.add_image(camera.view, self._stamp_ns(msg), lambda: to_rgb(msg))
+
+        return on_image
+
+    def _state_callback(self, groups: tuple[StateGroup, ...]) -> Callable[[Any], None]:
+        def on_state(msg: Any) -> None:
+            if self._instruction and self._buffer is not None:
+                self._buffer.add_state(state_from_message(groups, msg), self._stamp_ns(msg))
+
+        return on_state
+
+    def _on_instruction(self, msg: String) -> None:
+        with self._lock:
+            previous, self._instruction = self._instruction, msg.data.strip()
+            self._generation += 1
+            # Nothing seen before a pause (an episode's reset, an operator's break) may steer what follows it.
+            if self._buffer is not None and not (previous and self._instruction):
+                self._buffer.clear()
+        self.get_logger().info(f"instruction: '{self._instruction}'" if self._instruction else "instruction withdrawn")
+        self._wake.set()
+
+    def _stamp_ns(self, msg: Any) -> int:
+        return stamp_to_ns(msg.header.stamp) or self._now_ns()  # drivers that stamp nothing: time of arrival
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    # --- inference (worker thread) ---------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        last_stamp_ns = -1
+        while not self._stop.is_set():
+            started = time.monotonic()
+            self._wake.clear()
+            with self._lock:
+                generation, instruction = self._generation, self._instruction
+            assert self._buffer is not None
+            observation = self._buffer.observe(self._now_ns(), instruction)
+            if isinstance(observation, str):
+                self._set_problem(observation)
+                self._wake.wait(POLL_S)
+                continue
+            if observation.stamp_ns == last_stamp_ns:
+                self._wake.wait(POLL_S)
+                continue
+            last_stamp_ns = observation.stamp_ns
+            if not self._infer(observation, generation, started):
+                continue
+            replan_hz = float(self.get_parameter("replan_hz").value)
+            if replan_hz > 0:
+                self._wake.wait(max(0.0, started + 1.0 / replan_hz - time.monotonic()))
+
+    def _infer(self, observation: Observation, generation: int, started: float) -> bool:
+        decoded = time.monotonic()
+        image_age_s = (self._now_ns() - observation.stamp_ns) * 1e-9
+        try:
+            chunk = self._predict(observation)
+        except Exception as error:  # a model's failure must be seen and must not silence the node
+            self.get_logger().error("inference failed:\n" + traceback.format_exc())
+            self._counts["failures"] += 1
+            self._set_problem(f"inference failed: {error}")
+            self._stop.wait(1.0)
+            return False
+        message = chunk_to_message(chunk)
+        with self._lock:
+            if generation != self._generation or self._stop.is_set():
+                self._counts["discarded"] += 1  # computed for another instruction
+                return False
+            self._chunk_publisher.publish(message)
+        total_s = (self._now_ns() - observation.stamp_ns) * 1e-9
+        self._counts["inferences"] += 1
+        self._latency["image_age"].add(image_age_s)
+        self._latency["decode"].add(decoded - started)
+        self._latency["observation_to_chunk"].add(total_s)
+        self._latency_publisher.publish(Float64(data=total_s))
+        self._set_problem(None)
+        return True
+
+    def _predict(self, observation: Observation) -> ActionChunk:
+        """The model's ``predict``, part by part, so that the status can say where the time goes."""
+        import torch
+
+        policy, robot = self._policy, self._robot
+        steps = int(self.get_parameter("flow_steps").value) or None
+        horizon = policy.embodiment(robot).control.horizon
+        marks = [time.monotonic()]
+        with torch.no_grad():
+            inputs = policy.preprocess(observation, robot)
+            marks.append(time.monotonic())
+            context = policy.encode(inputs)
+            marks.append(time.monotonic())
+            chunk_bhk = policy.denoise(context, inputs, horizon, steps)
+            chunk: ActionChunk = policy.postprocess(chunk_bhk[0], observation, robot)
+            marks.append(time.monotonic())
+        for name, start, end in zip(("preprocess", "backbone", "denoise"), marks, marks[1:], strict=False):
+            self._latency[name].add(end - start)
+        return chunk
+
+    def _stop_worker(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        if self._worker is not None:
+            self._worker.join(timeout=10.0)
+            self._worker = None
+
+    # --- status ----------------------------------------------------------------------------------------------------
+
+    def _set_problem(self, problem: str | None) -> None:
+        before, self._problem = _phase(self._problem), problem
+        if _phase(problem) != before:
+            self._problem_since = time.monotonic()
+            self._publish_status()
+
+    def _state(self) -> tuple[str, str, str]:
+        """(level, state, message) of the status."""
+        problem = self._problem
+        if problem is None:
+            return "ok", "running", "running"
+        if _phase(problem) == "idle":
+            return "ok", "idle", f"idle: {problem}"
+        failed = problem.startswith("inference failed")
+        if failed or time.monotonic() - self._problem_since > float(self.get_parameter("fault_after_s").value):
+            return "error", "fault", f"fault: {problem}"
+        return "warn", "holding", f"holding: {problem}"
+
+    def _publish_status(self) -> None:
+        level, state, message = self._state()
+        values: dict[str, object] = {"state": state, "reason": self._problem or "", "instruction": self._instruction}
+        values["ready"] = str(self._worker is not None).lower()
+        values.update(self._counts)
+        for name, window in self._latency.items():
+            if window.p50 is not None and window.p95 is not None:
+                values[f"{name}_p50_ms"] = window.p50 * 1e3
+                values[f"{name}_p95_ms"] = window.p95 * 1e3
+        self._status_publisher.publish(status_message(self, "policy", level, message, values))
+        if state != self._reported:
+            self._reported = state
+            if level == "ok":
+                self.get_logger().info(message)
+            else:
+                self.get_logger().warning(message)
+
+
+def _learned(embodiment: Embodiment) -> dict[str, object]:
+    """What a policy has learned about its robot; nothing of it can be edited afterwards."""
+    return {
+        "cameras' views": embodiment.views,
+        "action channels": embodiment.channels,
+        "state channels": embodiment.state_channels,
+        "control.frequency_hz and control.horizon": (embodiment.control.frequency_hz, embodiment.control.horizon),
+        "prompt fields": embodiment.prompt,
+    }
+
+
+def _phase(problem: str | None) -> str:
+    """running, idle (nothing to do, no one to blame) or held up by a problem."""
+    if problem is None:
+        return "running"
+    return "idle" if problem.startswith(IDLE_REASONS) else "held up"
+
+
+def _neutral_observation(embodiment: Embodiment) -> Observation:
+    """Mid-grey pictures for the warm-up inference, whose chunk is thrown away."""
+    images = {c.view: np.full((c.size[1], c.size[0], 3), 128, dtype=np.uint8) for c in embodiment.cameras}
+    return Observation(images, np.zeros(len(embodiment.state_channels)), "warm up", 0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Console entry point."""
+
+    def create() -> PolicyNode:
+        node = PolicyNode()
+        if node.get_parameter("autostart").value:
+            node.start()
+        return node
+
+    return run_node(create, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Records episodes as MCAP bags, from raw messages: nothing is deserialised, converted or resampled.
+
+One bag per episode. In simulation the episode topic begins and ends it. On a robot it begins with an instruction and
+ends with the ``episode_success`` or ``episode_failure`` service. A bag is written below ``.partial`` and moved when it
+is closed, so a folder with its final name is always complete.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.errors import UserError
+from qwen_vla_ros.bag import PARTIAL, EpisodeBag
+from qwen_vla_ros.bringup import next_run_dir
+from qwen_vla_ros.commands import adapter_for, command_kind
+from qwen_vla_ros.messages import groups_by_topic, state_message_type
+from qwen_vla_ros.node_utils import (
+    CHUNK_TOPIC,
+    CONSUMED_TOPIC,
+    EPISODE_TOPIC,
+    INSTRUCTION_TOPIC,
+    LATCHED_QOS,
+    STATUS_QOS,
+    STATUS_TOPIC,
+    declare,
+    run_node,
+    status_message,
+)
+
+IMAGE_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+STREAM_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
+RELIABLE_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+
+
+class RecorderNode(Node):
+    """See the module's text. Parameters are described where they are declared."""
+
+    def __init__(self) -> None:
+        super().__init__("recorder_node")
+        name = declare(self, "embodiment", "aloha", "Robot YAML (name or path)", read_only=True)
+        self._simulated = declare(
+            self,
+            "simulated",
+            False,
+            "The simulator says when episodes begin, and command types are its own",
+            read_only=True,
+        )
+        run_dir = declare(
+            self, "run_dir", "", "Folder of this run; empty: the next free below rollouts", read_only=True
+        )
+        rollouts = declare(self, "rollouts", "rollouts", "Parent of run folders", read_only=True)
+        self._checkpoint = declare(self, "checkpoint", "", "Checkpoint id for the metadata", read_only=True)
+        self._min_free_mb = declare(
+            self, "min_free_mb", 1000, "Stop recording before less than this is free on the disk", minimum=0
+        )
+        self.embodiment = load_embodiment(name)
+        self.run_dir = Path(run_dir).expanduser() if run_dir else next_run_dir(rollouts)
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"parameter 'run_dir': cannot write to {self.run_dir}: {error.strerror}") from error
+        self._bag: EpisodeBag | None = None
+        self._instruction = ""
+        self._latched: dict[tuple[str, bytes], tuple[str, bytes]] = {}
+        self._counts = {"bags": 0, "messages": 0, "bytes": 0}
+        self._window = (time.monotonic(), 0)
+        self._problem = ""
+        self._closed = False
+        self.topics = recorded_topics(self.embodiment, self._simulated)
+        for topic, (message_type, qos) in self.topics.items():
+            self.create_subscription(message_type, topic, self._raw_callback(topic), qos, raw=True)
+        for outcome in ("success", "failure"):
+            self.create_service(Trigger, f"qwen_vla/episode_{outcome}", self._outcome_callback(outcome))
+        self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
+        self.create_timer(1.0, self._on_timer)
+        self.get_logger().info(f"recording to {self.run_dir}")
+
+    # --- messages --------------------------------------------------------------------------------------------------
+
+    def _raw_callback(self, topic: str) -> Callable[[bytes], None]:
+        name = self.resolve_topic_name(topic)
+
+        def on_message(data: bytes) -> None:
+            if topic == EPISODE_TOPIC:
+                self._on_episode(deserialize_message(data, String).data)
+            elif topic == INSTRUCTION_TOPIC:
+                self._on_instruction(deserialize_message(data, String).data.strip())
+                self._latched[name, b""] = (name, data)
+            elif topic == STATUS_TOPIC:
+                source = deserialize_message(data, DiagnosticArray).status
+                self._latched[name, source[0].name.encode() if source else b""] = (name, data)
+            self._write(name, data)
+            if topic == EPISODE_TOPIC:
+                self._end_if_finished(data)
+
+        return on_message
+
+    def _write(self, name: str, data: bytes) -> None:
+        if self._bag is None:
+            return
+        try:
+            self._bag.write(name, self.get_clock().now().nanoseconds, data)
+        except OSError as error:  # what was written so far stays below .partial
+            self.get_logger().error(f"recording of {self._bag.path} failed: {error}")
+            self._bag = None
+            return
+        self._counts["messages"] += 1
+        self._counts["bytes"] += len(data)
+
+    def _on_episode(self, text: str) -> None:
+        event = json.loads(text)
+        if event.get("event") == "started":
+            self._begin({key: event[key] for key in ("index", "seed", "instruction")})
+
+    def _end_if_finished(self, data: bytes) -> None:
+        event = json.loads(deserialize_message(data, String).data)
+        if event.get("event") == "finished":  # after its own message went into the bag
+            self._end(event["outcome"], {"seconds": event["seconds"]})
+
+    def _on_instruction(self, instruction: str) -> None:
+        changed = instruction != self._instruction
+        self._instruction = instruction
+        if changed and instruction and not self._simulated:  # the simulator says itself when an episode begins
+            self._begin({"instruction": instruction})
+
+    # --- episodes --------------------------------------------------------------------------------------------------
+
+    def _begin(self, about: dict[str, Any]) -> None:
+        self._end("aborted", {"reason": "the next episode began"})
+        if not self._space_left():
+            return
+        metadata = {
+            **about,
+            "embodiment": self.embodiment.name,
+            "embodiment_hash": self.embodiment.hash,
+            "embodiment_yaml": self.embodiment.source_text,
+            "checkpoint": self._checkpoint,
+            "simulated": self._simulated,
+        }
+        types = {self.resolve_topic_name(topic): message_type for topic, (message_type, _) in self.topics.items()}
+        self._bag = EpisodeBag(self.run_dir / f"episode_{self._next_index():03d}", types, metadata)
+        for name, data in self._latched.values():  # published before the episode, true during it
+            self._write(name, data)
+
+    def _next_index(self) -> int:
+        folders = [*self.run_dir.glob("episode_[0-9]*"), *self.run_dir.glob(f"{PARTIAL}/episode_[0-9]*")]
+        taken = [int(path.name.removeprefix("episode_")) for path in folders]
+        return max(taken, default=-1) + 1
+
+    def _end(self, outcome: str, about: dict[str, Any]) -> None:
+        bag, self._bag = self._bag, None
+        if bag is not None:
+            path = bag.close({"outcome": outcome, **about})
+            self._counts["bags"] += 1
+            self.get_logger().info(f"{path}: {outcome}, {bag.messages} messages, {bag.size_bytes / 1e6:.1f} MB")
+
+    def _outcome_callback(self, outcome: str) -> Callable[[Trigger.Request, Trigger.Response], Trigger.Response]:
+        def on_request(_request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+            response.success = self._bag is not None
+            response.message = f"episode closed: {outcome}" if self._bag is not None else "no episode is being recorded"
+            self._end(outcome, {"judged_by": "operator"})
+            self._instruction = ""  # the same instruction given again begins the next episode
+            return response
+
+        return on_request
+
+    # --- health ----------------------------------------------------------------------------------------------------
+
+    def _space_left(self) -> bool:
+        free_mb = shutil.disk_usage(self.run_dir).free // 1_000_000
+        limit_mb = int(self.get_parameter("min_free_mb").value)
+        full = free_mb < limit_mb
+        self._problem = f"disk: {free_mb} MB free below {self.run_dir}, limit min_free_mb = {limit_mb}" if full else ""
+        if full:
+            self.get_logger().error(f"not recording: {self._problem}", throttle_duration_sec=10.0)
+        return not full
+
+    def _on_timer(self) -> None:
+        if not self._space_left():
+            self._end("aborted", {"reason": self._problem})
+        then, size = self._window
+        now = time.monotonic()
+        self._window = (now, self._counts["bytes"])
+        state = "recording" if self._bag is not None else "waiting"
+        values = {"state": state, **self._counts, "mb_per_s": (self._counts["bytes"] - size) / 1e6 / (now - then)}
+        message = f"not recording: {self._problem}" if self._problem else state
+        level = "error" if self._problem else "ok"
+        self._status_publisher.publish(status_message(self, "recorder", level, message, values))
+
+    def close(self) -> None:
+        """Finishes the bag that is open."""
+        if not self._closed:
+            self._closed = True
+            self._end("aborted", {"reason": "the recorder was stopped"})
+
+
+def recorded_topics(embodiment: Embodiment, simulated: bool) -> dict[str, tuple[type, QoSProfile]]:
+    """Everything of the robot and of this package: topic → (message type, QoS), in the names the YAML uses.
+
+    Raises:
+        UserError: A command's message package is not installed.
+    """
+    topics: dict[str, tuple[type, QoSProfile]] = {}
+    for camera in embodiment.cameras:
+        topics[camera.topic] = (CompressedImage if camera.transport == "compressed" else Image, IMAGE_QOS)
+    for topic, groups in groups_by_topic(embodiment.state).items():
+        topics[topic] = (state_message_type(groups), STREAM_QOS)
+    for group in embodiment.actions:
+        message_type = adapter_for(command_kind(group, simulated)).message_type
+        topics[group.command.topic] = (message_type, RELIABLE_QOS)
+    topics[CHUNK_TOPIC] = topics[CONSUMED_TOPIC] = (JointTrajectory, RELIABLE_QOS)
+    topics[INSTRUCTION_TOPIC] = (String, LATCHED_QOS)
+    topics[STATUS_TOPIC] = (DiagnosticArray, STATUS_QOS)
+    topics[EPISODE_TOPIC] = (String, LATCHED_QOS)
+    return topics
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Console entry point."""
+    return run_node(RecorderNode, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""``qwen-vla up ROBOT``: starts the whole graph and supervises it, without ``ros2 launch``.
+
+Every node is a process of its own session, so that Ctrl-C reaches only the supervisor, which then stops them in order:
+the policy first, the controller last. A node that dies stops the rest the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from qwen_vla_core.errors import UserError
+from qwen_vla_ros.bringup import (
+    DEFAULT_CHECKPOINT,
+    LOG_LEVELS,
+    NodeSpec,
+    build_graph,
+    command_line,
+    next_run_dir,
+    process_environment,
+)
+
+POLL_S = 0.1
+GRACE_S = {signal.SIGINT: 10.0, signal.SIGTERM: 3.0, signal.SIGKILL: 2.0}
+PR_SET_PDEATHSIG = 1
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a supervised run ended: ``failed`` lists the nodes that died, with their exit codes."""
+
+    reason: str
+    failed: dict[str, int]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``qwen-vla up``; the same names as the launch arguments."""
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("robot", nargs="?", default="aloha", help="shipped name or path of the robot's YAML")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="shipped name or folder of the policy")
+    parser.add_argument("--instruction", default="", help="what to do; empty: the simulator chooses")
+    parser.add_argument("--sim", action=flag, default=True, help="simulate the robot")
+    parser.add_argument("--record", action=flag, default=True, help="record one MCAP bag per episode")
+    parser.add_argument("--rollouts", default="rollouts", metavar="DIR", help="folder of recorded runs")
+    parser.add_argument("--episodes", type=int, default=0, metavar="N", help="end after N simulated episodes; 0: never")
+    parser.add_argument("--task", default="pick", help="what the simulator draws instructions from; all: everything")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first simulated episode")
+    parser.add_argument(
+        "--episode-timeout", type=float, default=20.0, metavar="S", help="simulated seconds per episode"
+    )
+    parser.add_argument("--namespace", default="", help="ROS namespace of all nodes")
+    parser.add_argument("--use-sim-time", action=flag, default=False, help="all nodes follow the simulator's /clock")
+    parser.add_argument("--autostart", action=flag, default=True, help="configure and activate policy and controller")
+    parser.add_argument("--params-file", default="", metavar="FILE", help="ROS parameter YAML with overrides")
+    parser.add_argument("--log-level", default="info", choices=LOG_LEVELS)
+    parser.add_argument("--isolated", action="store_true", help="use a free ROS_DOMAIN_ID (tests, shared machines)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout, logs on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the graph until the episodes are over, Ctrl-C, or a node's death. Returns 0, 0 or 1."""
+    if importlib.util.find_spec("rclpy") is None:
+        raise UserError(
+            "ROS 2 (rclpy) not found: source /opt/ros/$ROS_DISTRO/setup.bash, or pip install 'qwen_vla_ros[ros-wheels]'"
+        )
+    graph: dict[str, Any] = {
+        "embodiment": args.robot,
+        "checkpoint": args.checkpoint,
+        "instruction": args.instruction,
+        "namespace": args.namespace,
+        "sim": args.sim,
+        "record": args.record,
+        "use_sim_time": args.use_sim_time,
+        "autostart": args.autostart,
+        "params_file": args.params_file,
+        "log_level": args.log_level,
+        "episodes": args.episodes,
+        "seed": args.seed,
+        "task": args.task,
+        "episode_timeout_s": args.episode_timeout,
+    }
+    build_graph(**graph)  # a user's mistake is told before a run folder exists
+    run_dir = next_run_dir(args.rollouts) if args.sim or args.record else None
+    specs = build_graph(**graph, run_dir=str(run_dir or ""))
+    stream = sys.stderr if args.json else sys.stdout
+
+    def echo(line: str) -> None:
+        print(line, file=stream, flush=True)
+
+    with free_domain() if args.isolated else contextlib.nullcontext():
+        outcome = supervise(specs, echo)
+    result = summarise(outcome, run_dir)
+    if args.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print(summary_line(result))
+    return 1 if outcome.failed else 0
+
+
+@contextlib.contextmanager
+def free_domain() -> Iterator[None]:
+    """Sets ROS_DOMAIN_ID to one that no other user of the coordinator holds, for as long as the context lasts."""
+    try:
+        from domain_coordinator import domain_id
+    except ImportError as error:
+        raise UserError("--isolated needs ros-domain-coordinator: pip install it, or set ROS_DOMAIN_ID") from error
+    before = os.environ.get("ROS_DOMAIN_ID")
+    with domain_id() as chosen:
+        os.environ["ROS_DOMAIN_ID"] = str(chosen)
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop("ROS_DOMAIN_ID", None)
+            else:
+                os.environ["ROS_DOMAIN_ID"] = before
+
+
+class Child:
+    """One node's process; its output is echoed line by line behind the node's name."""
+
+    def __init__(self, spec: NodeSpec, echo: Echo) -> None:
+        self.spec = spec
+        self.process = subprocess.Popen(
+            command_line(spec),
+            env=process_environment(spec),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+        self._reader = threading.Thread(target=self._echo_lines, args=(echo,), daemon=True)
+        self._reader.start()
+
+    def _echo_lines(self, echo: Echo) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            echo(f"[{self.spec.name}] {line.rstrip()}")
+
+    def stop(self, echo: Echo) -> int:
+        """SIGINT, then SIGTERM, then SIGKILL, each with its time to react; returns the exit code."""
+        for number, grace_s in GRACE_S.items():
+            if self.process.poll() is not None:
+                break
+            if number is not signal.SIGINT:
+                echo(f"[up] {self.spec.name} does not stop: {number.name}")
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=grace_s)
+        self._reader.join(timeout=2.0)
+        return self.process.wait()
+
+
+def _die_with_parent() -> None:
+    """A supervisor killed with SIGKILL must not leave a robot moving: the kernel interrupts its nodes."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+
+
+def supervise(specs: Sequence[NodeSpec], echo: Echo, stop: threading.Event | None = None) -> Outcome:
+    """Runs ``specs`` until one ends, a signal arrives or ``stop`` is set; then stops the rest in order.
+
+    Signals are only handled when called from the main thread.
+    """
+    stop = stop or threading.Event()
+    children: list[Child] = []
+    with _signals_set(stop):
+        try:
+            for spec in specs:
+                children.append(Child(spec, echo))
+            reason, failed = _watch(children, stop, echo)
+        finally:
+            for child in sorted(children, key=lambda child: child.spec.stop_order):
+                child.stop(echo)
+    return Outcome(reason, failed)
+
+
+def _watch(children: Sequence[Child], stop: threading.Event, echo: Echo) -> tuple[str, dict[str, int]]:
+    while not stop.is_set():
+        for child in children:
+            code = child.process.poll()
+            if code is None:
+                continue
+            if code == 0 and child.spec.ends_graph:
+                return "finished", {}
+            echo(f"[up] {child.spec.name} died ({_describe(code)}): stopping the rest")
+            return f"{child.spec.name} died", {child.spec.name: code}
+        stop.wait(POLL_S)
+    echo("[up] stopping")
+    return "stopped", {}
+
+
+def _describe(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+@contextlib.contextmanager
+def _signals_set(stop: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set ``stop``, however often they come, while the context lasts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def summarise(outcome: Outcome, run_dir: Path | None) -> dict[str, Any]:
+    """What happened, for ``--json``; an empty run folder is removed."""
+    result: dict[str, Any] = {"ended": outcome.reason, "failed_nodes": outcome.failed}
+    if run_dir is None:
+        return result
+    summary = run_dir / "summary.json"
+    counts = {"success": 0, "failure": 0, "aborted": 0, "episodes": []}
+    result.update(json.loads(summary.read_text()) if summary.is_file() else counts)
+    with contextlib.suppress(OSError):
+        run_dir.rmdir()
+    result["rollouts"] = str(run_dir) if run_dir.is_dir() else None
+    return result
+
+
+def summary_line(result: dict[str, Any]) -> str:
+    """The same in one line."""
+    parts = []
+    if "episodes" in result:
+        count = len(result["episodes"])
+        aborted = f", {result['aborted']} aborted" if result["aborted"] else ""
+        noun = "episode" if count == 1 else "episodes"
+        parts.append(f"{count} {noun}: {result['success']} success, {result['failure']} failure{aborted}")
+    if result.get("rollouts"):
+        parts.append(f"rollouts in {result['rollouts']}")
+    if result["failed_nodes"]:
+        parts.append(f"ended because {result['ended']}")
+    return "; ".join(parts) or result["ended"]

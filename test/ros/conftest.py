@@ -1,0 +1,13 @@
+"""ROS fixtures: a domain of its own for every test process, a watching node, an untrained checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from graph_support import checkpoint, ros_domain, watcher  # noqa: F401
