@@ -1,6 +1,5 @@
 """ament_python package: `colcon build` and `pip install` read the same lists."""
 
-from glob import glob
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -13,6 +12,11 @@ def tree(folder: str) -> list[tuple[str, list[str]]]:
     """Every file below ``folder``, installed under the package's share directory with its layout kept."""
     files = [path for path in Path(folder).rglob("*") if path.is_file()]
     return [(f"{SHARE}/{path.parent.as_posix()}", [path.as_posix()]) for path in sorted(files)]
+
+
+def files(*patterns: str) -> list[str]:
+    """Files of the checkout that match, sorted."""
+    return sorted(path.as_posix() for pattern in patterns for path in Path().glob(pattern))
 
 
 setup(
@@ -29,8 +33,8 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
-        (f"{SHARE}/launch", glob("launch/*.launch.py")),
-        (f"{SHARE}/embodiments", [*glob("embodiments/*.yaml"), *glob("embodiments/*.json")]),
+        (f"{SHARE}/launch", files("launch/*.launch.py")),
+        (f"{SHARE}/embodiments", files("embodiments/*.yaml", "embodiments/*.json")),
         *tree("config"),
         *tree("checkpoints"),
         *tree("training/recipes"),

@@ -3,9 +3,9 @@
 
     python benchmarks/latency.py [--checkpoint aloha-tiny] [--repeats 40] [--json]
 
-Protocol: one thread, batch 1, every view of the embodiment as a 640×480 picture, the embodiment's prompt, medians after a
-warm-up. "decode" is what the policy node does to one set of messages: raw pictures are views on the message's memory,
-compressed ones are JPEG (quality 80) through OpenCV. Shares are of one observation with raw pictures and the checkpoint's steps.
+Protocol: one thread, batch 1, every view of the embodiment as a 640×480 picture, the embodiment's prompt, medians after
+a warm-up. "decode" is what the policy node does to one set of messages: raw pictures are views on the message's memory,
+compressed ones are JPEG (quality 80) through OpenCV. Shares are of one observation with raw pictures.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def measure(checkpoint: str, repeats: int) -> dict[str, Any]:
     scene = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), SIZE, interpolation=cv2.INTER_CUBIC)
     raw = {view: scene.tobytes() for view in robot.views}
     jpeg = {view: cv2.imencode(".jpg", scene, (cv2.IMWRITE_JPEG_QUALITY, 80))[1] for view in robot.views}
-    observation = Observation(dict.fromkeys(robot.views, scene), np.zeros(len(robot.state_channels)), "pick up the red cube")
+    observation = Observation(
+        dict.fromkeys(robot.views, scene), np.zeros(len(robot.state_channels)), "pick up the red cube"
+    )
     inputs = policy.preprocess(observation)
     encoded = policy._encode(inputs)
     context = policy.encode(inputs)
@@ -71,7 +73,9 @@ def measure(checkpoint: str, repeats: int) -> dict[str, Any]:
         "decode jpeg": timed(decode_jpeg, repeats),
         "preprocess": timed(lambda: policy.preprocess(observation), repeats),
         "backbone": timed(lambda: policy._encode(inputs), repeats),
-        "context keys and values": timed(lambda: policy.decoder.encode_context(policy._context(inputs, encoded)), repeats),
+        "context keys and values": timed(
+            lambda: policy.decoder.encode_context(policy._context(inputs, encoded)), repeats
+        ),
         "decoder, one Euler step": (many - few) / 8,
         "postprocess": timed(lambda: policy.postprocess(noise[0], observation), repeats),
     }

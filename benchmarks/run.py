@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Runs every benchmark of this folder, one after the other, and prints their tables or one JSON document.
 
-    python benchmarks/run.py                 all
-    python benchmarks/run.py sim latency     some
-    python benchmarks/run.py --json          one JSON object: machine, then one entry per benchmark
+python benchmarks/run.py                 all
+python benchmarks/run.py sim latency     some
+python benchmarks/run.py --json          one JSON object: machine, then one entry per benchmark
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ ARGUMENTS = [
     DeclareLaunchArgument("episodes", default_value="0", description="Simulated episodes; 0: until stopped"),
     DeclareLaunchArgument("seed", default_value="0", description="Seed of the first simulated episode"),
     DeclareLaunchArgument("task", default_value="pick", description="What simulated instructions are drawn from"),
+    DeclareLaunchArgument("episode_timeout", default_value="20.0", description="Simulated seconds per episode"),
     DeclareLaunchArgument("rollouts", default_value="rollouts", description="Folder of recorded runs"),
 ]
 FLAGS = ("use_sim_time", "sim", "record", "autostart")
@@ -54,7 +55,8 @@ def start(context: LaunchContext) -> list[Node]:
         **flags,
         episodes=int(value["episodes"]),
         seed=int(value["seed"]),
-        run_dir=str(next_run_dir(value["rollouts"])) if flags["record"] else "",
+        episode_timeout_s=float(value["episode_timeout"]),
+        run_dir=str(next_run_dir(value["rollouts"])) if flags["record"] or flags["sim"] else "",
     )
     return [action(spec) for spec in specs]
 

@@ -1,6 +1,6 @@
 """The few values that travel between the rooms of the house: observation in, action chunk out.
 
-Everything here is plain NumPy so that a controller, a simulator and a recorder can share it without importing torch or ROS.
+Everything here is plain NumPy: a controller, a simulator and a recorder share it without importing torch or ROS.
 """
 
 from __future__ import annotations

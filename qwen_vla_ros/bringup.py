@@ -120,7 +120,8 @@ def build_graph(
     # In simulation the simulator starts every episode: it resets the world, then gives the instruction.
     nodes = [node("controller_node", 3, {"simulated": sim, "autostart": autostart, "start_on_activate": not sim})]
     if record:
-        nodes.append(node("recorder_node", 2, {"run_dir": run_dir, "checkpoint": checkpoint, "simulated": sim}))
+        recorder: dict[str, Value] = {"run_dir": run_dir, "checkpoint": checkpoint, "simulated": sim}
+        nodes.append(node("recorder_node", 2, {**recorder, "instruction": "" if sim else instruction}))
     nodes.append(
         node(
             "policy_node",

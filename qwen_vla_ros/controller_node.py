@@ -10,11 +10,13 @@ import gc
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Sequence
 from functools import partial
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
-from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
@@ -28,7 +30,13 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_core.runtime.controller import ControlLoop, ControlOutput
 from qwen_vla_core.runtime.latency import LatencyWindow
 from qwen_vla_ros.commands import CommandAdapter, adapter_for, command_kind
-from qwen_vla_ros.messages import chunk_from_message, chunk_to_message, state_from_message
+from qwen_vla_ros.messages import (
+    chunk_from_message,
+    chunk_to_message,
+    groups_by_topic,
+    state_from_message,
+    state_message_type,
+)
 from qwen_vla_ros.node_utils import (
     CHUNK_TOPIC,
     COMMAND_QOS,
@@ -37,6 +45,7 @@ from qwen_vla_ros.node_utils import (
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
+    heartbeat,
     ns_to_stamp,
     run_node,
     status_message,
@@ -75,29 +84,35 @@ class ControllerNode(LifecycleNode):
         self._halt_from: tuple[int, float] | None = None
         self._outputs: list[tuple[ActionGroup, CommandAdapter, Publisher]] = []
         self._state_subscriptions: list[Subscription] = []
-        self._status_publisher = self.create_publisher(
-            type(status_message(self, "", "ok", "")), STATUS_TOPIC, STATUS_QOS
-        )
+        self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
         self._consumed_publisher = self.create_publisher(JointTrajectory, CONSUMED_TOPIC, COMMAND_QOS)
         for name in ("start", "stop", "estop", "reset"):
             self.create_service(Trigger, f"qwen_vla/{name}", partial(self._on_request, name))
-        steady = Clock(clock_type=ClockType.STEADY_TIME)  # the heartbeat must not stop with a paused simulation
-        self.create_timer(STATUS_PERIOD_S, self._publish_status, clock=steady)
+        heartbeat(self, STATUS_PERIOD_S, self._publish_status)
 
     # ---- lifecycle --------------------------------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Loads the embodiment, creates publishers, subscribes. A user's mistake is logged and refused."""
         try:
-            if not self._embodiment_source:
-                raise UserError("parameter 'embodiment' is empty; set it to a YAML path or a shipped name, e.g. aloha")
-            embodiment = load_embodiment(self._embodiment_source)
-            adapters = [(group, adapter_for(command_kind(group, self._simulated))) for group in embodiment.actions]
-            types = [adapter.message_type for _, adapter in adapters]
+            self._configure()
         except UserError as error:
             self.problem = str(error)
             self.get_logger().error(self.problem)
             return TransitionCallbackReturn.FAILURE
+        except Exception as error:  # rclpy would turn it into a failed transition without a word
+            self.problem = f"internal error: {error!r}"
+            self.get_logger().error(traceback.format_exc())
+            return TransitionCallbackReturn.ERROR
+        self.problem = ""
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        if not self._embodiment_source:
+            raise UserError("parameter 'embodiment' is empty; set it to a YAML path or a shipped name, e.g. aloha")
+        embodiment = load_embodiment(self._embodiment_source)
+        adapters = [(group, adapter_for(command_kind(group, self._simulated))) for group in embodiment.actions]
+        types = [adapter.message_type for _, adapter in adapters]
         self._outputs = [
             (group, adapter, self.create_publisher(message_type, group.command.topic, COMMAND_QOS))
             for (group, adapter), message_type in zip(adapters, types, strict=True)
@@ -105,7 +120,6 @@ class ControllerNode(LifecycleNode):
         self._period_s = 1.0 / embodiment.control.controller_rate_hz
         self._control = ControlLoop(embodiment, blend_s=self._blend_s)
         self._state_subscriptions = self._subscribe(embodiment)
-        return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Starts the control thread. A latched emergency stop stays latched."""
@@ -173,21 +187,13 @@ class ControllerNode(LifecycleNode):
     # ---- subscriptions and services ---------------------------------------------------------------------------------
 
     def _subscribe(self, embodiment: Embodiment) -> list[Subscription]:
-        by_topic: dict[str, list[StateGroup]] = {}
-        for group in embodiment.state:
-            by_topic.setdefault(group.topic, []).append(group)
         subscriptions = [
-            self.create_subscription(
-                Odometry if groups[0].source == "odometry" else JointState,
-                topic,
-                partial(self._on_state, groups),
-                STATE_QOS,
-            )
-            for topic, groups in by_topic.items()
+            self.create_subscription(state_message_type(groups), topic, partial(self._on_state, groups), STATE_QOS)
+            for topic, groups in groups_by_topic(embodiment.state).items()
         ]
         return [*subscriptions, self.create_subscription(JointTrajectory, CHUNK_TOPIC, self._on_chunk, COMMAND_QOS)]
 
-    def _on_state(self, groups: list[StateGroup], msg: JointState | Odometry) -> None:
+    def _on_state(self, groups: Sequence[StateGroup], msg: JointState | Odometry) -> None:
         values = state_from_message(groups, msg)
         with self._lock:
             if self._control is not None:

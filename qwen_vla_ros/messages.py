@@ -21,9 +21,10 @@ from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from qwen_vla_core.embodiment.spec import StateGroup
+from qwen_vla_core.embodiment.spec import CameraSpec, StateGroup
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import ActionChunk
+from qwen_vla_ros.node_utils import ns_to_stamp, stamp_to_ns
 
 _NAMED_ENCODINGS: dict[str, tuple[str, int]] = {
     "rgb8": ("u1", 3),
@@ -48,6 +49,11 @@ def encoding_layout(encoding: str) -> tuple[np.dtype, int] | None:
     if match is None:
         return None
     return np.dtype(_GENERIC_DTYPES[match[1]]).newbyteorder("<"), int(match[2] or 1)
+
+
+def image_message_type(camera: CameraSpec) -> type:
+    """ROS type of a camera's topic."""
+    return CompressedImage if camera.transport == "compressed" else Image
 
 
 def image_to_numpy(msg: Image) -> np.ndarray:
@@ -272,7 +278,7 @@ def chunk_to_message(chunk: ActionChunk) -> JointTrajectory:
     Point i is due at ``stamp + (i + 1) · period``; positions are in channel units, before the command maps.
     """
     msg = JointTrajectory()
-    msg.header.stamp = _stamp(chunk.stamp_ns)
+    msg.header.stamp = ns_to_stamp(chunk.stamp_ns)
     msg.joint_names = list(chunk.channels)
     for i, row in enumerate(np.asarray(chunk.actions_hc, dtype=np.float64)):
         point = JointTrajectoryPoint()
@@ -303,11 +309,6 @@ def chunk_from_message(msg: JointTrajectory) -> ActionChunk:
     return ActionChunk(
         actions_hc=np.array([point.positions for point in msg.points], dtype=np.float64),
         channels=tuple(msg.joint_names),
-        stamp_ns=msg.header.stamp.sec * 1_000_000_000 + msg.header.stamp.nanosec,
+        stamp_ns=stamp_to_ns(msg.header.stamp),
         period_s=due_ns[-1] / len(due_ns) * 1e-9,
     )
-
-
-def _stamp(stamp_ns: int) -> TimeMsg:
-    seconds, nanoseconds = divmod(int(stamp_ns), 1_000_000_000)
-    return TimeMsg(sec=seconds, nanosec=nanoseconds)

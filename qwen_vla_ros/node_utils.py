@@ -16,6 +16,7 @@ import rclpy
 from builtin_interfaces.msg import Time as TimeMsg
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -118,6 +119,11 @@ def status_message(
 
 def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def heartbeat(node: Node, period_s: float, publish: Callable[[], None]) -> None:
+    """Calls ``publish`` every ``period_s`` of real time: a status must not fall silent with a paused simulation."""
+    node.create_timer(period_s, publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
 
 def spin_until(executor: SingleThreadedExecutor, stop: Callable[[], bool], period_s: float = 0.2) -> None:

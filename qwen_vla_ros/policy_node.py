@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import JointTrajectory
 
@@ -31,6 +30,7 @@ from qwen_vla_ros.messages import (
     chunk_to_message,
     compressed_to_rgb,
     groups_by_topic,
+    image_message_type,
     image_to_rgb,
     state_from_message,
     state_message_type,
@@ -46,6 +46,7 @@ from qwen_vla_ros.node_utils import (
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
+    heartbeat,
     run_node,
     stamp_to_ns,
     status_message,
@@ -53,6 +54,7 @@ from qwen_vla_ros.node_utils import (
 from qwen_vla_ros.observation import ObservationBuffer
 
 STATUS_PERIOD_S = 0.5
+JOIN_TIMEOUT_S = 5.0  # a supervisor that stops this node waits twice as long before it uses force
 POLL_S = 0.01  # how soon a new image or the end of a problem is noticed
 IDLE_REASONS = ("no instruction", "not active")
 # age of the pictures when inference starts, decoding them, the model's three parts, and everything together
@@ -66,13 +68,6 @@ class PolicyNode(LifecycleNode):
         super().__init__("policy_node")
         declare(self, "checkpoint", "aloha-tiny", "Shipped name or folder of the checkpoint", read_only=True)
         declare(self, "embodiment", "", "Robot YAML (name or path); empty: the checkpoint's own", read_only=True)
-        declare(
-            self,
-            "accept_embodiment_change",
-            False,
-            "Run although the YAML differs from the checkpoint's (topics or limits were edited)",
-            read_only=True,
-        )
         declare(self, "instruction", "", "Instruction at start; qwen_vla/instruction replaces it", read_only=True)
         declare(self, "torch_threads", 1, "CPU threads of the model", read_only=True, minimum=1, maximum=256)
         declare(self, "autostart", False, "Configure and activate without being asked", read_only=True)
@@ -89,10 +84,11 @@ class PolicyNode(LifecycleNode):
         self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
         self._latency_publisher = self.create_publisher(Float64, LATENCY_TOPIC, COMMAND_QOS)
         self._chunk_publisher = self.create_lifecycle_publisher(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
-        self._status_timer = self.create_timer(STATUS_PERIOD_S, self._publish_status)
+        heartbeat(self, STATUS_PERIOD_S, self._publish_status)
         self._subscriptions_made: list[Any] = []
         self._policy: Any = None
         self._robot = ""
+        self._checkpoint_id = ""
         self._buffer: ObservationBuffer | None = None
         self._worker: threading.Thread | None = None
         self._stop = threading.Event()
@@ -117,10 +113,17 @@ class PolicyNode(LifecycleNode):
             self._publish_status()
             self.get_logger().error(str(error))
             return TransitionCallbackReturn.FAILURE
+        except Exception as error:  # rclpy would turn it into a failed transition without a word
+            self._set_problem(f"internal error: {error!r}")
+            self.get_logger().error(traceback.format_exc())
+            return TransitionCallbackReturn.ERROR
         return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Starts inference."""
+        """Starts inference; refused while a worker told to stop is still in an inference."""
+        if self._worker is not None and self._worker.is_alive():
+            self.get_logger().error("activate refused: the last inference has not ended yet; try again")
+            return TransitionCallbackReturn.FAILURE
         self._stop.clear()
         self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
         result = super().on_activate(state)
@@ -164,11 +167,12 @@ class PolicyNode(LifecycleNode):
     def _configure(self) -> None:
         import torch
 
-        from qwen_vla_core.model.checkpoint import load_checkpoint, resolve_checkpoint
+        from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, resolve_checkpoint
 
         torch.set_num_threads(int(self.get_parameter("torch_threads").value))
         path = Path(resolve_checkpoint(str(self.get_parameter("checkpoint").value)))
         self._policy = load_checkpoint(path)
+        self._checkpoint_id = f"{path.name} {read_config(path)['weights_id'][:12]}"
         embodiment = self._matching_embodiment(path)
         self._robot = embodiment.name
         started = time.monotonic()
@@ -178,8 +182,7 @@ class PolicyNode(LifecycleNode):
         )
         self._buffer = ObservationBuffer(embodiment)
         for camera in embodiment.cameras:
-            message_type = CompressedImage if camera.transport == "compressed" else Image
-            self._subscribe(message_type, camera.topic, self._camera_callback(camera), CAMERA_QOS)
+            self._subscribe(image_message_type(camera), camera.topic, self._camera_callback(camera), CAMERA_QOS)
         for topic, groups in groups_by_topic(embodiment.state).items():
             self._subscribe(state_message_type(groups), topic, self._state_callback(groups), STATE_QOS)
         self._subscribe(String, INSTRUCTION_TOPIC, self._on_instruction, LATCHED_QOS)
@@ -198,18 +201,17 @@ class PolicyNode(LifecycleNode):
             raise UserError(
                 f"parameter 'embodiment': checkpoint '{path.name}' knows {', '.join(robots)}, not '{given.name}'"
             )
-        if given.hash == trained.hash:
-            return given
-        names = f"'{wanted}' ({given.hash[:12]}) is not the '{trained.name}' in checkpoint '{path.name}'"
-        names += f" ({trained.hash[:12]})"
-        if not self.get_parameter("accept_embodiment_change").value:
+        difference = _contract_difference(given, trained)
+        if difference is not None:
             raise UserError(
-                f"parameter 'embodiment': {names}; leave it empty to use the checkpoint's, or set "
-                "accept_embodiment_change:=true if only topics, ages or limits were edited"
+                f"parameter 'embodiment': checkpoint '{path.name}' cannot drive '{wanted}': {difference}; "
+                "restore that in the YAML, or use a checkpoint trained with it"
             )
-        for what, value in _learned(trained).items():
-            if _learned(given)[what] != value:
-                raise UserError(f"parameter 'embodiment': {names}: {what} differ, so this checkpoint cannot drive it")
+        if given.hash != trained.hash:
+            self.get_logger().info(
+                f"'{wanted}' ({given.hash[:12]}) is an edit of the checkpoint's '{trained.name}' "
+                f"({trained.hash[:12]}); what the policy learned is equal ({given.policy_hash[:12]})"
+            )
         return given
 
     def _subscribe(self, message_type: type, topic: str, callback: Callable[[Any], None], qos: Any) -> None:
@@ -324,8 +326,9 @@ class PolicyNode(LifecycleNode):
         self._stop.set()
         self._wake.set()
         if self._worker is not None:
-            self._worker.join(timeout=10.0)
-            self._worker = None
+            self._worker.join(timeout=JOIN_TIMEOUT_S)
+            if not self._worker.is_alive():
+                self._worker = None
 
     # --- status ----------------------------------------------------------------------------------------------------
 
@@ -350,7 +353,8 @@ class PolicyNode(LifecycleNode):
     def _publish_status(self) -> None:
         level, state, message = self._state()
         values: dict[str, object] = {"state": state, "reason": self._problem or "", "instruction": self._instruction}
-        values["ready"] = str(self._worker is not None).lower()
+        values["ready"] = str(self._worker is not None and not self._stop.is_set()).lower()
+        values["checkpoint"] = self._checkpoint_id
         values.update(self._counts)
         for name, window in self._latency.items():
             if window.p50 is not None and window.p95 is not None:
@@ -365,15 +369,14 @@ class PolicyNode(LifecycleNode):
                 self.get_logger().warning(message)
 
 
-def _learned(embodiment: Embodiment) -> dict[str, object]:
-    """What a policy has learned about its robot; nothing of it can be edited afterwards."""
-    return {
-        "cameras' views": embodiment.views,
-        "action channels": embodiment.channels,
-        "state channels": embodiment.state_channels,
-        "control.frequency_hz and control.horizon": (embodiment.control.frequency_hz, embodiment.control.horizon),
-        "prompt fields": embodiment.prompt,
-    }
+def _contract_difference(given: Embodiment, trained: Embodiment) -> str | None:
+    """The first field in which two robots differ for a policy, with both values; None where there is none."""
+    ours, theirs = given.policy_contract, trained.policy_contract
+    for field in {**theirs, **ours}:
+        if field not in ours or field not in theirs or ours[field] != theirs[field]:
+            here, there = (repr(contract[field]) if field in contract else "absent" for contract in (ours, theirs))
+            return f"{field} is {here}, but {there} in the checkpoint"
+    return None
 
 
 def _phase(problem: str | None) -> str:

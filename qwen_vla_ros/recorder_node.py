@@ -19,8 +19,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import String
+from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -29,16 +28,18 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_ros.bag import PARTIAL, EpisodeBag
 from qwen_vla_ros.bringup import next_run_dir
 from qwen_vla_ros.commands import adapter_for, command_kind
-from qwen_vla_ros.messages import groups_by_topic, state_message_type
+from qwen_vla_ros.messages import groups_by_topic, image_message_type, state_message_type
 from qwen_vla_ros.node_utils import (
     CHUNK_TOPIC,
     CONSUMED_TOPIC,
     EPISODE_TOPIC,
     INSTRUCTION_TOPIC,
     LATCHED_QOS,
+    LATENCY_TOPIC,
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
+    heartbeat,
     run_node,
     status_message,
 )
@@ -65,7 +66,10 @@ class RecorderNode(Node):
             self, "run_dir", "", "Folder of this run; empty: the next free below rollouts", read_only=True
         )
         rollouts = declare(self, "rollouts", "rollouts", "Parent of run folders", read_only=True)
-        self._checkpoint = declare(self, "checkpoint", "", "Checkpoint id for the metadata", read_only=True)
+        self._checkpoint = declare(self, "checkpoint", "", "Checkpoint, for the metadata", read_only=True)
+        instruction = declare(
+            self, "instruction", "", "The one the policy starts with: an episode begins at once", read_only=True
+        )
         self._min_free_mb = declare(
             self, "min_free_mb", 1000, "Stop recording before less than this is free on the disk", minimum=0
         )
@@ -77,6 +81,7 @@ class RecorderNode(Node):
             raise UserError(f"parameter 'run_dir': cannot write to {self.run_dir}: {error.strerror}") from error
         self._bag: EpisodeBag | None = None
         self._instruction = ""
+        self._checkpoint_id = ""  # as the policy reports it
         self._latched: dict[tuple[str, bytes], tuple[str, bytes]] = {}
         self._counts = {"bags": 0, "messages": 0, "bytes": 0}
         self._window = (time.monotonic(), 0)
@@ -88,8 +93,9 @@ class RecorderNode(Node):
         for outcome in ("success", "failure"):
             self.create_service(Trigger, f"qwen_vla/episode_{outcome}", self._outcome_callback(outcome))
         self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
-        self.create_timer(1.0, self._on_timer)
+        heartbeat(self, 1.0, self._on_timer)
         self.get_logger().info(f"recording to {self.run_dir}")
+        self._on_instruction(str(instruction).strip())
 
     # --- messages --------------------------------------------------------------------------------------------------
 
@@ -97,17 +103,22 @@ class RecorderNode(Node):
         name = self.resolve_topic_name(topic)
 
         def on_message(data: bytes) -> None:
+            event: dict[str, Any] = {}
             if topic == EPISODE_TOPIC:
-                self._on_episode(deserialize_message(data, String).data)
+                event = self._episode_event(deserialize_message(data, String).data)
             elif topic == INSTRUCTION_TOPIC:
                 self._on_instruction(deserialize_message(data, String).data.strip())
                 self._latched[name, b""] = (name, data)
             elif topic == STATUS_TOPIC:
-                source = deserialize_message(data, DiagnosticArray).status
-                self._latched[name, source[0].name.encode() if source else b""] = (name, data)
+                for status in deserialize_message(data, DiagnosticArray).status:
+                    self._latched[name, status.name.encode()] = (name, data)
+                    if status.name == "policy":
+                        self._checkpoint_id = next((v.value for v in status.values if v.key == "checkpoint"), "")
+            if event.get("event") == "started":
+                self._begin({key: event.get(key) for key in ("index", "seed", "instruction")})
             self._write(name, data)
-            if topic == EPISODE_TOPIC:
-                self._end_if_finished(data)
+            if event.get("event") == "finished":  # after its own message went into the bag
+                self._end(str(event.get("outcome")), {"seconds": event.get("seconds")})
 
         return on_message
 
@@ -123,15 +134,16 @@ class RecorderNode(Node):
         self._counts["messages"] += 1
         self._counts["bytes"] += len(data)
 
-    def _on_episode(self, text: str) -> None:
-        event = json.loads(text)
-        if event.get("event") == "started":
-            self._begin({key: event[key] for key in ("index", "seed", "instruction")})
-
-    def _end_if_finished(self, data: bytes) -> None:
-        event = json.loads(deserialize_message(data, String).data)
-        if event.get("event") == "finished":  # after its own message went into the bag
-            self._end(event["outcome"], {"seconds": event["seconds"]})
+    def _episode_event(self, text: str) -> dict[str, Any]:
+        """The simulator's event; anybody may publish on its topic, so nonsense is logged and means nothing."""
+        try:
+            event = json.loads(text)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            self.get_logger().warning(f"{EPISODE_TOPIC}: no episode event: {text[:80]!r}", throttle_duration_sec=5.0)
+            return {}
+        return event
 
     def _on_instruction(self, instruction: str) -> None:
         changed = instruction != self._instruction
@@ -149,12 +161,18 @@ class RecorderNode(Node):
             **about,
             "embodiment": self.embodiment.name,
             "embodiment_hash": self.embodiment.hash,
+            "embodiment_policy_hash": self.embodiment.policy_hash,
             "embodiment_yaml": self.embodiment.source_text,
             "checkpoint": self._checkpoint,
             "simulated": self._simulated,
         }
         types = {self.resolve_topic_name(topic): message_type for topic, (message_type, _) in self.topics.items()}
-        self._bag = EpisodeBag(self.run_dir / f"episode_{self._next_index():03d}", types, metadata)
+        path = self.run_dir / f"episode_{self._next_index():03d}"
+        try:
+            self._bag = EpisodeBag(path, types, metadata)
+        except OSError as error:
+            self.get_logger().error(f"recording of {path} failed: {error}")
+            return
         for name, data in self._latched.values():  # published before the episode, true during it
             self._write(name, data)
 
@@ -165,10 +183,15 @@ class RecorderNode(Node):
 
     def _end(self, outcome: str, about: dict[str, Any]) -> None:
         bag, self._bag = self._bag, None
-        if bag is not None:
-            path = bag.close({"outcome": outcome, **about})
-            self._counts["bags"] += 1
-            self.get_logger().info(f"{path}: {outcome}, {bag.messages} messages, {bag.size_bytes / 1e6:.1f} MB")
+        if bag is None:
+            return
+        try:
+            path = bag.close({"outcome": outcome, **about, "checkpoint_id": self._checkpoint_id})
+        except OSError as error:  # what was written so far stays below .partial
+            self.get_logger().error(f"recording of {bag.path} failed: {error}")
+            return
+        self._counts["bags"] += 1
+        self.get_logger().info(f"{path}: {outcome}, {bag.messages} messages, {bag.size_bytes / 1e6:.1f} MB")
 
     def _outcome_callback(self, outcome: str) -> Callable[[Trigger.Request, Trigger.Response], Trigger.Response]:
         def on_request(_request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -218,13 +241,14 @@ def recorded_topics(embodiment: Embodiment, simulated: bool) -> dict[str, tuple[
     """
     topics: dict[str, tuple[type, QoSProfile]] = {}
     for camera in embodiment.cameras:
-        topics[camera.topic] = (CompressedImage if camera.transport == "compressed" else Image, IMAGE_QOS)
+        topics[camera.topic] = (image_message_type(camera), IMAGE_QOS)
     for topic, groups in groups_by_topic(embodiment.state).items():
         topics[topic] = (state_message_type(groups), STREAM_QOS)
     for group in embodiment.actions:
         message_type = adapter_for(command_kind(group, simulated)).message_type
         topics[group.command.topic] = (message_type, RELIABLE_QOS)
     topics[CHUNK_TOPIC] = topics[CONSUMED_TOPIC] = (JointTrajectory, RELIABLE_QOS)
+    topics[LATENCY_TOPIC] = (Float64, RELIABLE_QOS)
     topics[INSTRUCTION_TOPIC] = (String, LATCHED_QOS)
     topics[STATUS_TOPIC] = (DiagnosticArray, STATUS_QOS)
     topics[EPISODE_TOPIC] = (String, LATCHED_QOS)

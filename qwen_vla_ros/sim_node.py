@@ -16,7 +16,6 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage, Image
 
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec
@@ -25,6 +24,7 @@ from qwen_vla_core.sim.registry import make_world
 from qwen_vla_ros.commands import adapter_for, command_kind
 from qwen_vla_ros.messages import (
     groups_by_topic,
+    image_message_type,
     numpy_to_image,
     rgb_to_compressed,
     state_message_type,
@@ -36,6 +36,7 @@ from qwen_vla_ros.node_utils import (
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
+    heartbeat,
     ns_to_stamp,
     run_node,
     status_message,
@@ -126,9 +127,7 @@ class SimNode(Node):
             for topic, groups in self._state_topics.items()
         }
         self._camera_publishers = {
-            camera.view: self.create_publisher(
-                CompressedImage if camera.transport == "compressed" else Image, camera.topic, CAMERA_QOS
-            )
+            camera.view: self.create_publisher(image_message_type(camera), camera.topic, CAMERA_QOS)
             for camera in self.embodiment.cameras
         }
         for group in self.embodiment.actions:
@@ -137,7 +136,7 @@ class SimNode(Node):
                 adapter.message_type, group.command.topic, self._command_callback(group, adapter.decode), COMMAND_QOS
             )
         self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
-        self.create_timer(1.0, self._publish_status)
+        heartbeat(self, 1.0, self._publish_status)
 
     # --- what the director uses ------------------------------------------------------------------------------------
 

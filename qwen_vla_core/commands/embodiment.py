@@ -67,7 +67,8 @@ def _check_one(name: str) -> dict[str, Any]:
     except EmbodimentError as error:
         problems = [error]
     else:
-        result |= {"channels": len(embodiment.channels), "views": len(embodiment.views), "sha256": embodiment.hash}
+        result |= {"channels": len(embodiment.channels), "views": len(embodiment.views)}
+        result |= {"sha256": embodiment.hash, "policy_sha256": embodiment.policy_hash}
     result["ok"] = not problems
     result["errors"] = [
         {"line": e.line, "key": e.key, "problem": e.problem, "fix": e.fix, "message": str(e)} for e in problems

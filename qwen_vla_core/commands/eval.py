@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,14 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=12.0, help="simulated seconds per episode (default: 12)")
     parser.add_argument("--language", action="store_true", help="also ask for the other cube in the same scene")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--gif", type=Path, help="film the first episodes (see --gif-episodes) into this GIF")
+    parser.add_argument("--gif-episodes", type=int, default=3, help="episodes in the film (default: 3)")
     parser.add_argument("--output", type=Path, help="write the results as JSON to this file")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the episodes and prints rates with 95 % Wilson intervals."""
-    if args.episodes < 1:
-        raise UserError(f"--episodes {args.episodes}: give at least 1")
+    _check(args)
     settings = {
         key: getattr(args, key)
         for key in ("embodiment", "checkpoint", "task", "execute_steps", "flow_steps", "timeout", "language")
@@ -50,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
             bar.set_postfix_str(str(Rate(sum(r["success"] for r in rows), len(rows))))
             bar.update()
     report = summarise(rows, settings)
+    if args.gif:
+        film(settings, seeds[: args.gif_episodes], args.gif)
     if args.output:
         atomic_write_json(args.output, report)
     if args.json:
@@ -59,14 +63,49 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_seeds(settings: dict[str, Any], seeds: list[int], workers: int) -> Any:
+def _check(args: argparse.Namespace) -> None:
+    """Every mistake that can be seen before the first episode: inside a worker it would be a traceback."""
+    from qwen_vla_core.embodiment import load_embodiment
+    from qwen_vla_core.model.checkpoint import read_config, resolve_checkpoint
+
+    for key, least in (("episodes", 1), ("seed", 0), ("execute_steps", 1), ("flow_steps", 1), ("workers", 1)):
+        value = getattr(args, key)
+        if value is not None and value < least:
+            raise UserError(f"--{key.replace('_', '-')} {value}: give at least {least}")
+    if not args.timeout > 0:
+        raise UserError(f"--timeout {args.timeout:g}: give more than 0 seconds")
+    if args.gif and args.gif.suffix.lower() != ".gif":
+        raise UserError(f"--gif {args.gif}: must end in .gif")
+    load_embodiment(args.embodiment)
+    read_config(resolve_checkpoint(args.checkpoint))
+
+
+def run_seeds(settings: dict[str, Any], seeds: list[int], workers: int) -> Iterator[dict[str, Any]]:
     """Yields one row per seed, in order, from this process or from ``workers`` spawned ones."""
     if workers <= 1:
         yield from map(_Evaluator(settings), seeds)
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the children: two threads each on two cores are slower than one
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start, initargs=(settings,)) as pool:
+    context = get_context("spawn")  # a forked GL context does not work
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(settings,)) as pool:
         yield from pool.map(_run_one, seeds)
+
+
+def film(settings: dict[str, Any], seeds: list[int], path: Path) -> None:
+    """Runs some seeds once more with the camera on: all views, ten frames per simulated second."""
+    from qwen_vla_core.sim.pictures import PERIOD_S, save, tile
+
+    frames: list[Any] = []
+
+    def on_step(world: Any) -> None:
+        if round(world.time_s * world.control_hz) % round(PERIOD_S * world.control_hz) == 0:
+            frames.append(tile(world))
+
+    evaluator = _Evaluator({**settings, "language": False})
+    for seed in seeds:
+        evaluator(seed, on_step)
+        frames += [tile(evaluator.world)] * 5  # half a second on the result
+    save(path, frames)
 
 
 def summarise(rows: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +169,8 @@ class _Evaluator:
         self.policy = load_checkpoint(resolve_checkpoint(settings["checkpoint"]))
         self.generator = torch.Generator()
 
-    def __call__(self, seed: int) -> dict[str, Any]:
-        result = self._episode(seed, None)
+    def __call__(self, seed: int, on_step: Callable[[Any], None] | None = None) -> dict[str, Any]:
+        result = self._episode(seed, None, on_step)
         row = self._row(result)
         if self.settings["language"]:
             colours = (cube.colour for cube in self.world.scene_state().cubes)
@@ -139,7 +178,9 @@ class _Evaluator:
             row["other"] = self._row(self._episode(seed, result.instruction.replace(row["target"], other)))
         return row
 
-    def _episode(self, seed: int, instruction: str | None) -> EpisodeResult:
+    def _episode(
+        self, seed: int, instruction: str | None, on_step: Callable[[Any], None] | None = None
+    ) -> EpisodeResult:
         self.generator.manual_seed(seed)
         return run_episode(
             self.world,
@@ -148,6 +189,7 @@ class _Evaluator:
             instruction=instruction,
             execute_steps=self.settings["execute_steps"],
             timeout_s=self.settings["timeout"],
+            on_step=on_step,
         )
 
     def _row(self, result: EpisodeResult) -> dict[str, Any]:

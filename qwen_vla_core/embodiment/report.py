@@ -26,6 +26,7 @@ def describe_embodiment(embodiment: Embodiment, instruction: str) -> dict[str, A
         "description": embodiment.description,
         "path": embodiment.source_path,
         "sha256": embodiment.hash,
+        "policy_sha256": embodiment.policy_hash,
         "prompt": build_prompt(embodiment, instruction),
         "control": {**control, "chunk_s": embodiment.control.horizon * embodiment.period_s},
         "tensor": {"H": layout.H, "K": layout.K, "c": layout.c},
@@ -105,7 +106,7 @@ def embodiment_text(report: dict[str, Any]) -> str:
     control, tensor, safety = report["control"], report["tensor"], report["safety"]
     sections = [
         f"{report['name']}: {report['description']}" if report["description"] else report["name"],
-        f"{report['path']}\nsha256 {report['sha256']}",
+        f"{report['path']}\nsha256 {report['sha256']}\nsha256 of what a policy learns {report['policy_sha256']}",
         f"Prompt\n  {report['prompt']}",
         f"Control\n  {control['frequency_hz']:g} Hz × H={tensor['H']} actions = {control['chunk_s']:g} s per chunk, "
         f"controller {control['controller_rate_hz']:g} Hz, {control['convention']}",

@@ -7,7 +7,8 @@ Training, serving, safety, recording and the ROS graph all read these and nothin
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -303,5 +304,35 @@ class Embodiment:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the YAML text: changes whenever anything a checkpoint relies on may have changed."""
+        """SHA-256 of the YAML text: which file this is, to the letter. See ``policy_hash`` for what a policy needs."""
         return hashlib.sha256(self.source_text.encode()).hexdigest()
+
+    @cached_property
+    def policy_contract(self) -> dict[str, Any]:
+        """What a policy has learned about its robot, field by field: editing any of it needs a new training.
+
+        Everything else (topics, maps to messages, ages, limits, watchdog, controller rate, simulation) belongs to the
+        robot at hand and may differ from the YAML a checkpoint was trained with. Numbers are floats and channels keep
+        their column, so that equal contracts compare and hash equal however the YAML is written.
+        """
+        prompt = {f"prompt.{key}": value for key, value in asdict(self.prompt).items()}
+        control = {
+            "control.frequency_hz": float(self.control.frequency_hz),
+            "control.horizon": self.control.horizon,
+            "control.convention": self.control.convention,
+        }
+        views = {f"cameras[{i}].view": view for i, view in enumerate(self.views)}
+        groups: tuple[tuple[str, tuple[StateGroup, ...] | tuple[ActionGroup, ...]], ...] = (
+            ("state", self.state),
+            ("action", self.actions),
+        )
+        channels: dict[str, str] = {}
+        for what, members in groups:
+            described = [f"{channel} ({group.kind}, {group.unit})" for group in members for channel in group.channels]
+            channels |= {f"{what} channel {i}": text for i, text in enumerate(described)}
+        return {**prompt, **control, **views, **channels}
+
+    @cached_property
+    def policy_hash(self) -> str:
+        """SHA-256 of ``policy_contract``: equal wherever the same checkpoint may drive."""
+        return hashlib.sha256(json.dumps(self.policy_contract, sort_keys=True).encode()).hexdigest()

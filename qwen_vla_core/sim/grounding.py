@@ -69,6 +69,26 @@ def questions(
     return [pairs[i] for i in (order if count is None else order[:count])]
 
 
+def cube_cells(scene: SceneState, view: str, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Which cells of a picture hold which cubes: dense supervision for a vision tower.
+
+    Returns:
+        occupied (rows * columns, colours) float32 of 0 and 1, in the order of ``COLOURS``, and the cubes' places inside
+        their cells (rows * columns, colours, 2) float32 in 0..1 (right, down), zero where there is none. Hidden cubes are
+        not there.
+    """
+    occupied = np.zeros((grid.rows * grid.columns, len(COLOURS)), np.float32)
+    inside = np.zeros((*occupied.shape, 2), np.float32)
+    for cube in scene.cubes:
+        if view in cube.visible:
+            u, v = cube.pixels[view]
+            row, column = grid.cell((u, v))
+            at = row * grid.columns + column, COLOURS.index(cube.colour)
+            occupied[at] = 1.0
+            inside[at] = u * grid.columns - column, v * grid.rows - row
+    return occupied, inside
+
+
 def _pick(rng: np.random.Generator, *wordings: str) -> str:
     return wordings[int(rng.integers(len(wordings)))]
 

@@ -16,12 +16,12 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import Observation
 from qwen_vla_core.model.policy import Stats
 from qwen_vla_core.model.processor import Sample
-from qwen_vla_core.sim.grounding import questions
+from qwen_vla_core.sim.grounding import Grid, cube_cells, questions
 from qwen_vla_core.sim.state import SceneState
 
 Turns = tuple[tuple[str, str], ...]
 POSITION_WEIGHT = 8.0
-REFERENCE_SHARE = 0.5
+MOST_MISSES = 10_000  # frames without a question while one batch is drawn: then there is none to be found
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,21 @@ class ChunkBatch:
     actions_bhc: np.ndarray
     step_mask_bh: np.ndarray
     turns: list[Turns]
+
+
+@dataclass(frozen=True)
+class CellBatch:
+    """N pictures with their dense answers (see ``sim.grounding.cube_cells``).
+
+    Attributes:
+        images_nhwc: (N, height, width, 3) uint8.
+        occupied: (N, cells, colours) float32.
+        inside: (N, cells, colours, 2) float32.
+    """
+
+    images_nhwc: np.ndarray
+    occupied: np.ndarray
+    inside: np.ndarray
 
 
 class Demonstrations:
@@ -61,7 +76,8 @@ class Demonstrations:
                 raise UserError(f"episode {episode.seed}: view {sorted(missing)[0]!r} of {robot.name} is missing")
             if episode.action.shape[1] != len(robot.channels):
                 raise UserError(
-                    f"episode {episode.seed}: {episode.action.shape[1]} action channels, {robot.name} has {len(robot.channels)}"
+                    f"episode {episode.seed}: {episode.action.shape[1]} action channels, "
+                    f"{robot.name} has {len(robot.channels)}"
                 )
         self.episodes = list(episodes)
         self.robot = robot
@@ -83,6 +99,12 @@ class Demonstrations:
     def frame_count(self) -> int:
         """Observations in all episodes together."""
         return len(self._frames)
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(height, width) of the stored pictures."""
+        height, width = self.episodes[0].images[self.robot.views[0]].shape[1:3]
+        return int(height), int(width)
 
     def stats(self) -> Stats:
         """Quantiles of actions and states [P]."""
@@ -115,31 +137,46 @@ class Demonstrations:
             turns.append(self._turns(int(index), rng, question_count))
         return ChunkBatch(observations, np.stack(actions), np.stack(masks), turns)
 
-    def questions(self, rng: np.random.Generator, size: int, question_count: int) -> list[Sample]:
-        """``size`` frames with questions about one view each, for the vision-language stage.
+    def cells(self, rng: np.random.Generator, size: int, grid: Grid) -> CellBatch:
+        """Every view of ``size`` frames, and which cells of them hold which cubes."""
+        pictures, occupied, inside = [], [], []
+        for index in rng.integers(self.frame_count, size=size):
+            e, t = self._frames[index]
+            scene = SceneState.from_dict(self.episodes[e].scenes[t])
+            for view in self.robot.views:
+                pictures.append(_photometric(self.episodes[e].images[view][t], rng))
+                there, where = cube_cells(scene, view, grid)
+                occupied.append(there)
+                inside.append(where)
+        return CellBatch(np.stack(pictures), np.stack(occupied), np.stack(inside))
 
-        One picture at a time is cheaper than all of them, and the wrist views, where a cube is large, teach colours that
-        the small cubes of the reference view are then found by.
+    def questions(self, rng: np.random.Generator, size: int, question_count: int) -> list[Sample]:
+        """``size`` frames of the reference view, each with up to ``question_count`` questions where its cubes are.
+
+        Nothing else is asked in the vision-language stage: finding a named colour is the step that a tiny model takes
+        last when many kinds of questions compete.
         """
         reference = self.robot.reference_camera.view
         samples: list[Sample] = []
+        misses = 0
         while len(samples) < size:
             e, t = self._frames[int(rng.integers(self.frame_count))]
-            view = reference if rng.random() < REFERENCE_SHARE else str(rng.choice(self.robot.views))
-            asked = questions(SceneState.from_dict(self.episodes[e].scenes[t]), rng, views=(view,))
-            if asked:
-                (question, answer), *rest = self._choose(asked, rng, question_count)
-                images = {view: _photometric(self.episodes[e].images[view][t], rng)}
+            asked = questions(SceneState.from_dict(self.episodes[e].scenes[t]), rng, views=(reference,))
+            where = [(q, a) for q, a in asked if a.startswith("row") and "cube" in q][:question_count]
+            if where:
+                (question, answer), *rest = where
+                images = {reference: _photometric(self.episodes[e].images[reference][t], rng)}
                 samples.append(Sample(images, question, (("", answer), *rest)))
+            elif (misses := misses + 1) > MOST_MISSES:
+                raise UserError(
+                    f"recipe: `data` shows nothing to ask about in view {reference!r}; check the recordings"
+                )
         return samples
 
     def _turns(self, index: int, rng: np.random.Generator, count: int) -> Turns:
+        """Questions of every kind about all views; positions come most often, they teach a tiny model to see."""
         e, t = self._frames[index]
-        return self._choose(questions(SceneState.from_dict(self.episodes[e].scenes[t]), rng), rng, count)
-
-    @staticmethod
-    def _choose(asked: Sequence[tuple[str, str]], rng: np.random.Generator, count: int) -> Turns:
-        # Positions teach a tiny model to see; yes-or-no questions outnumber them otherwise.
+        asked = questions(SceneState.from_dict(self.episodes[e].scenes[t]), rng)
         weights = np.array([POSITION_WEIGHT if answer.startswith("row") else 1.0 for _, answer in asked])
         chosen = rng.choice(len(asked), min(count, len(asked)), replace=False, p=weights / weights.sum())
         return tuple(asked[i] for i in chosen)

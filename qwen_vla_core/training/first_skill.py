@@ -1,7 +1,7 @@
-"""From demonstrations to a checkpoint: a vision-language stage 0, then behaviour cloning by flow matching.
+"""From demonstrations to a checkpoint: a stage 0 that teaches to see and to answer, then behaviour cloning.
 
-The simplest honest loop: two stages, one optimizer each, averaged weights, everything repeatable from the recipe's seed.
-An interrupted run goes on from its last saved state and sees the samples that it would have seen.
+The simplest honest loop: three stages, one optimizer each, averaged weights, all repeatable from the recipe's seed. An
+interrupted run goes on from its last saved state and sees the samples that it would have seen.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.model.attention import use_float32_attention
 from qwen_vla_core.model.checkpoint import save_checkpoint
-from qwen_vla_core.model.policy import QwenVLA
 from qwen_vla_core.model.presets import build_tiny
 from qwen_vla_core.training.demonstrations import Demonstrations
 from qwen_vla_core.training.plot import plot_losses
 from qwen_vla_core.training.recipe import Recipe
 from qwen_vla_core.training.state import Average, read_progress, restore_state, save_state
+from qwen_vla_core.training.vision_probe import VisionProbe, token_grid
 
 LOG_EVERY = 20
 Losses = dict[str, torch.Tensor]
@@ -56,46 +56,53 @@ def train(recipe: Recipe, out: Path, checkpoint: Path, progress: bool = True) ->
     policy = build_tiny([robot], {robot.name: data.stats()}, seed=recipe.seed, extra_text=data.sentences())
     policy.train()
     use_float32_attention(policy.backbone.model)
-    average = Average(policy, recipe.ema_decay)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        probe = VisionProbe(policy)
+    learner = nn.ModuleDict({"policy": policy, "probe": probe})
+    average = Average(learner, recipe.ema_decay)
     result: dict[str, Any] = {"episodes": len(data), "frames": data.frame_count}
 
     def export(result: dict[str, Any]) -> None:
         """Writes the averaged weights as a checkpoint, and the curves so far."""
-        with average.applied_to(policy):
+        with average.applied_to(learner):
             save_checkpoint(policy, checkpoint, dtype=torch.float16, provenance=_provenance(recipe, result))
         if (out / "log.jsonl").exists():
             plot_losses(out / "log.jsonl", out / "loss.png")
 
-    def grounding(step: int) -> Losses:
+    cells = token_grid(policy, *data.picture_size)
+
+    def vision(step: int) -> Losses:
         rng = np.random.default_rng([recipe.seed, 0, step])
+        losses: Losses = probe(policy, data.cells(rng, recipe.vision.batch_size, cells))
+        return losses
+
+    def grounding(step: int) -> Losses:
+        rng = np.random.default_rng([recipe.seed, 1, step])
         batch = policy.processor.collate(data.questions(rng, recipe.grounding.batch_size, recipe.grounding.questions))
         return {"text": policy.text_loss(batch)}
 
     def cloning(step: int) -> Losses:
-        rng = np.random.default_rng([recipe.seed, 1, step])
+        rng = np.random.default_rng([recipe.seed, 2, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         drawn = data.chunks(rng, recipe.policy.batch_size, recipe.policy.questions)
         batch = policy.collate(drawn.observations, robot.name, drawn.actions_bhc, drawn.step_mask_bh, drawn.turns)
         losses = policy.loss(batch, repeat=recipe.policy.noise_draws, generator=generator)
         return {"action": losses["action"], "text": recipe.policy.text_weight * losses["text"]}
 
-    stages: list[tuple[str, int, Callable[[int], Losses], torch.optim.AdamW]] = [
-        ("grounding", recipe.grounding.steps, grounding, _optimizer(recipe, [(policy.backbone, recipe.grounding.learning_rate)])),
+    rates = recipe.policy.backbone_learning_rate, recipe.policy.learning_rate
+    stages: list[tuple[str, int, Callable[[int], Losses], list[tuple[nn.Module, float]]]] = [
         (
-            "policy",
-            recipe.policy.steps,
-            cloning,
-            _optimizer(
-                recipe,
-                [
-                    (policy.backbone, recipe.policy.backbone_learning_rate),
-                    (policy.decoder, recipe.policy.learning_rate),
-                ],
-            ),
+            "vision",
+            recipe.vision.steps,
+            vision,
+            [(policy.backbone.visual, recipe.vision.learning_rate), (probe, recipe.vision.learning_rate)],
         ),
+        ("grounding", recipe.grounding.steps, grounding, [(policy.backbone, recipe.grounding.learning_rate)]),
+        ("policy", recipe.policy.steps, cloning, [(policy.backbone, rates[0]), (policy.decoder, rates[1])]),
     ]
-    for number, (name, steps, losses_of, optimizer) in enumerate(stages):
-        loop = _Loop(recipe, out, policy, average, optimizer, name, number, steps, export)
+    for number, (name, steps, losses_of, groups) in enumerate(stages):
+        loop = _Loop(recipe, out, learner, average, _optimizer(recipe, groups), name, number, steps, export)
         result[name] = loop.run(losses_of, progress)
     export(result)
     return result
@@ -108,7 +115,7 @@ class _Loop:
         self,
         recipe: Recipe,
         out: Path,
-        policy: QwenVLA,
+        learner: nn.Module,
         average: Average,
         optimizer: torch.optim.AdamW,
         name: str,
@@ -116,7 +123,7 @@ class _Loop:
         steps: int,
         export: Callable[[dict[str, Any]], None],
     ) -> None:
-        self.recipe, self.out, self.policy, self.average = recipe, out, policy, average
+        self.recipe, self.out, self.learner, self.average = recipe, out, learner, average
         self.optimizer, self.name, self.number, self.steps = optimizer, name, number, steps
         self.export = export
         self.state_file = out / "training_state.safetensors"
@@ -136,7 +143,7 @@ class _Loop:
                 self._log({"stage": self.name, "step": step, **recent})
             if (step + 1) % self.recipe.save_every == 0 or step + 1 == self.steps:
                 progressed: dict[str, int | str] = {"stage": self.number, "step": step + 1}
-                save_state(self.state_file, self.policy, self.average, self.optimizer, progressed)
+                save_state(self.state_file, self.learner, self.average, self.optimizer, progressed)
                 self.export({"stage": self.name, "step": step + 1, **recent})
         return {"steps": self.steps, "seconds": round(time.monotonic() - began, 1), **recent}
 
@@ -147,7 +154,7 @@ class _Loop:
             return 0
         if int(progress["stage"]) > self.number:
             return self.steps
-        restore_state(self.state_file, self.policy, self.average, self.optimizer)
+        restore_state(self.state_file, self.learner, self.average, self.optimizer)
         return min(int(progress["step"]), self.steps)
 
     def _step(self, step: int, losses_of: Callable[[int], Losses], recent: dict[str, float]) -> dict[str, float]:
@@ -163,9 +170,11 @@ class _Loop:
             )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.recipe.clip_norm)
+        # This stage's parameters only: the others still hold gradients of the stage before, unless the run was resumed.
+        own = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(own, self.recipe.clip_norm)
         self.optimizer.step()
-        self.average.update(self.policy, step)
+        self.average.update(self.learner, step)
         values = {key: float(value.detach()) for key, value in losses.items()}
         return {key: 0.95 * recent.get(key, value) + 0.05 * value for key, value in values.items()}
 

@@ -16,7 +16,9 @@ def plot_losses(log: Path, picture: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    # A resumed run logs the steps after its last saved state a second time: the later row counts.
+    logged = (json.loads(line) for line in log.read_text().splitlines())
+    rows = list({(row["stage"], row["step"]): row for row in logged}.values())
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     figure, axes = plt.subplots(1, len(stages), figsize=(5 * len(stages), 3.5), squeeze=False)
     for axis, stage in zip(axes[0], stages, strict=True):

@@ -11,6 +11,15 @@ from qwen_vla_core.embodiment.yamlpos import compose, read_text
 
 
 @dataclass(frozen=True)
+class VisionStage:
+    """The vision tower alone learns which cell of a picture holds which cube; stands in for its pretraining [O]."""
+
+    steps: int = field(metadata=doc("Optimizer steps.", minimum=0))
+    batch_size: int = field(metadata=doc("Frames per step, each with all its views.", minimum=1))
+    learning_rate: float = field(metadata=doc("Peak learning rate of AdamW.", exclusive_minimum=0.0))
+
+
+@dataclass(frozen=True)
 class GroundingStage:
     """Stage 0: questions about pictures, answered from the simulator's state; stands in for Qwen's pretraining [O]."""
 
@@ -40,7 +49,8 @@ class Recipe:
     embodiment: str = field(metadata=doc("Shipped name or YAML of the robot."))
     preset: str = field(metadata=doc("Model preset."))
     data: tuple[str, ...] = field(metadata=doc("Folders of demonstrations."))
-    seed: int = field(metadata=doc("Seed of weights, sampling, noise."))
+    seed: int = field(metadata=doc("Seed of weights, sampling, noise.", minimum=0))
+    vision: VisionStage = field(metadata=doc("Warm-up of the vision tower."))
     grounding: GroundingStage = field(metadata=doc("Stage 0."))
     policy: PolicyStage = field(metadata=doc("Behaviour cloning."))
     warmup_steps: int = field(default=200, metadata=doc("Linear warm-up of both stages.", minimum=0))

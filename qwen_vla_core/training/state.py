@@ -47,7 +47,9 @@ class Average:
                 value.data = trained[name]
 
 
-def save_state(path: Path, module: nn.Module, average: Average, optimizer: torch.optim.AdamW, progress: dict[str, int | str]) -> None:
+def save_state(
+    path: Path, module: nn.Module, average: Average, optimizer: torch.optim.AdamW, progress: dict[str, int | str]
+) -> None:
     """Writes everything a resumed run needs, atomically."""
     names = {id(value): name for name, value in module.named_parameters()}
     tensors = {f"weight.{name}": value.detach() for name, value in module.named_parameters()}
@@ -85,8 +87,12 @@ def restore_state(path: Path, module: nn.Module, average: Average, optimizer: to
         keys = set(file.keys())
         with torch.no_grad():
             for name, value in module.named_parameters():
-                if f"weight.{name}" not in keys:
-                    raise UserError(f"{path}: holds no weights for {name}; it belongs to another model: use another --out")
+                stored = f"weight.{name}"
+                if stored not in keys or file.get_slice(stored).get_shape() != list(value.shape):
+                    raise UserError(
+                        f"{path}: holds no weights for {name} of this shape; "
+                        "it belongs to another model: use another --out"
+                    )
                 value.copy_(file.get_tensor(f"weight.{name}"))
                 average.tensors[name].copy_(file.get_tensor(f"average.{name}"))
                 moments = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}

@@ -115,6 +115,33 @@ def test_the_hash_changes_with_the_content_and_only_then() -> None:
     assert changed.hash != robot.hash and changed.safety.max_jump == 0.9
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("watchdog_ms: 500", "watchdog_ms: 400", True),
+        ("topic: /follower_left/joint_states", "topic: /left/joint_states", True),
+        ("max_age_ms: 300, reference", "max_age_ms: 400, reference", True),
+        ("velocity: [2.5, 2.5", "velocity: [2.0, 2.5", True),
+        ("to: [0.6197, 1.6214]", "to: [0.6, 1.7]", True),
+        ("frequency_hz: 10 ", "frequency_hz: 10.0 ", True),
+        ("controller_rate_hz: 50", "controller_rate_hz: 100", True),
+        ("frequency_hz: 10 ", "frequency_hz: 20 ", False),
+        ("horizon: 16", "horizon: 8", False),
+        ("robot_tag: ALOHA", "robot_tag: Aloha", False),
+        ("view: ego", "view: top", False),
+        ("left_waist", "left_hip", False),
+        ("[left_waist, left_shoulder", "[left_shoulder, left_waist", False),
+    ],
+)
+def test_the_policy_hash_changes_with_what_a_policy_learns_and_only_then(old: str, new: str, same: bool) -> None:
+    text = (resource_dir("embodiments") / "aloha.yaml").read_text()
+    assert old in text
+    robot, changed = parse_embodiment(text), parse_embodiment(text.replace(old, new))
+    assert changed.hash != robot.hash
+    assert (changed.policy_hash == robot.policy_hash) is same
+    assert (changed.policy_contract == robot.policy_contract) is same
+
+
 finite = st.floats(-1e3, 1e3)
 
 

@@ -37,7 +37,7 @@ def test_show_json_carries_limits_maps_and_simulation_messages(capsys: pytest.Ca
     assert main(["embodiment", "show", "aloha", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     robot = load_embodiment("aloha")
-    assert report["sha256"] == robot.hash
+    assert report["sha256"] == robot.hash and report["policy_sha256"] == robot.policy_hash
     assert report["tensor"] == {"H": 16, "K": 64, "c": 14}
     assert [row["upper"] for row in report["channels"]] == [v for g in robot.actions for v in g.limits.upper]
     assert report["groups"][1]["command_map"]["scale"] == pytest.approx(1.6214 - 0.6197)

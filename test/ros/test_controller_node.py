@@ -18,7 +18,9 @@ from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from domain_coordinator import domain_id  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState  # noqa: E402
+from rclpy.client import Client  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.qos import QoSProfile  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from std_msgs.msg import Float64MultiArray  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
@@ -27,13 +29,16 @@ from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 from qwen_vla_core.embodiment import Embodiment, load_embodiment  # noqa: E402
 from qwen_vla_core.interfaces import ActionChunk  # noqa: E402
 from qwen_vla_ros.commands import adapter_for  # noqa: E402
-from qwen_vla_ros.messages import chunk_to_message, state_to_joint_state  # noqa: E402
+from qwen_vla_ros.messages import chunk_to_message, groups_by_topic, state_to_joint_state  # noqa: E402
 from qwen_vla_ros.node_utils import CHUNK_TOPIC, COMMAND_QOS, CONSUMED_TOPIC, STATUS_QOS, STATUS_TOPIC  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 ALOHA = load_embodiment("aloha")
 START = np.array([value for group in ALOHA.actions for value in group.start])
 PERIOD_S = 1.0 / ALOHA.control.controller_rate_hz
+TIMEOUT_S = 60.0  # how long until a wait has failed, on any machine; never how long something should take
+LATENCY_NS = 250_000_000  # chunks arrive this long after their observation, as from a real policy
+EVERY_QOS = QoSProfile(depth=1000)  # a robot this slow may fall behind, but must not miss what it checks
 
 
 class FakeRobot:
@@ -50,8 +55,10 @@ class FakeRobot:
         self.commands: dict[str, list[tuple[float, np.ndarray]]] = {group.name: [] for group in embodiment.actions}
         self.statuses: list[dict[str, str]] = []
         self.consumed: list[JointTrajectory] = []
+        self.clients: dict[str, Client] = {}
         self.publish_states = True
         self.chunk_action: np.ndarray | None = None
+        self.latency_ns = 0
         adapter = adapter_for("forward_command")
         for group in embodiment.actions:
 
@@ -60,12 +67,10 @@ class FakeRobot:
                 self.commands[group.name].append((time.monotonic(), values))
                 self.pose.update(zip(group.channels, values, strict=True))
 
-            self.node.create_subscription(Float64MultiArray, group.command.topic, on_command, COMMAND_QOS)
+            self.node.create_subscription(Float64MultiArray, group.command.topic, on_command, EVERY_QOS)
         self.node.create_subscription(DiagnosticArray, STATUS_TOPIC, self._on_status, STATUS_QOS)
         self.node.create_subscription(JointTrajectory, CONSUMED_TOPIC, self.consumed.append, COMMAND_QOS)
-        self.topics = {
-            topic: [g for g in embodiment.state if g.topic == topic] for topic in {g.topic for g in embodiment.state}
-        }
+        self.topics = groups_by_topic(embodiment.state)
         self.state_publishers = {topic: self.node.create_publisher(JointState, topic, 5) for topic in self.topics}
         self.chunk_publisher = self.node.create_publisher(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
         self.node.create_timer(0.02, self._publish_states)
@@ -86,11 +91,11 @@ class FakeRobot:
 
     def chunk(self, action: np.ndarray) -> ActionChunk:
         actions = np.tile(action, (self.embodiment.control.horizon, 1))
-        stamp = self.node.get_clock().now().nanoseconds
+        stamp = self.node.get_clock().now().nanoseconds - self.latency_ns
         return ActionChunk(actions, self.embodiment.channels, stamp, self.embodiment.period_s)
 
-    def wait(self, condition: Callable[[], object], timeout_s: float = 10.0, what: str = "") -> None:
-        deadline = time.monotonic() + timeout_s
+    def wait(self, condition: Callable[[], object], what: str = "") -> None:
+        deadline = time.monotonic() + TIMEOUT_S
         while not condition():
             assert time.monotonic() < deadline, f"timed out: {what}; last status {self.statuses[-1:]}"
             self.executor.spin_once(timeout_sec=0.05)
@@ -102,13 +107,24 @@ class FakeRobot:
         )
         return next(s for s in reversed(self.statuses) if self._is(s, mode, reason))
 
+    def wait_statuses(self, number: int) -> None:
+        """Half a second each."""
+        seen = len(self.statuses)
+        self.wait(lambda: len(self.statuses) >= seen + number, what=f"{number} more statuses")
+
     @staticmethod
     def _is(status: dict[str, str], mode: str, reason: str) -> bool:
         return status.get("mode") == mode and reason in status.get("reason", "")
 
+    def find(self, name: str, service_type: type = Trigger) -> Client:
+        """The client of a service that has been discovered: done ahead, a call costs no more than its answer."""
+        if name not in self.clients:
+            self.clients[name] = self.node.create_client(service_type, name)
+        self.wait(self.clients[name].service_is_ready, what=name)
+        return self.clients[name]
+
     def call(self, name: str, service_type: type = Trigger, request: object = None) -> object:
-        client = self.node.create_client(service_type, name)
-        self.wait(client.service_is_ready, what=name)
+        client = self.find(name, service_type)
         future = client.call_async(request or service_type.Request())
         self.wait(future.done, what=f"answer of {name}")
         return future.result()
@@ -165,6 +181,9 @@ def test_follows_chunks_holds_when_they_stop_and_recovers(robot: FakeRobot, cont
     robot.wait(lambda: robot.count() > 3, what="commands")
     np.testing.assert_allclose(robot.latest(), START, atol=1e-3)  # the first command is the measured pose
 
+    # Chunks arrive later than their first actions are due, so that part of every plan is consumed: with fresh stamps a
+    # prefix would only show when a chunk happens to come late.
+    robot.latency_ns = LATENCY_NS
     robot.chunk_action = target
     robot.wait_mode("running")
     robot.wait(lambda: np.allclose(robot.latest(), target, atol=1e-3), what="the arms to arrive")
@@ -173,11 +192,12 @@ def test_follows_chunks_holds_when_they_stop_and_recovers(robot: FakeRobot, cont
 
     robot.chunk_action = None
     status = robot.wait_mode("holding", "watchdog: no chunk for")
-    assert float(status["period_ms.p50"]) == pytest.approx(PERIOD_S * 1e3, rel=0.1)
+    assert PERIOD_S * 1e3 * 0.5 < float(status["period_ms.p50"]) < PERIOD_S * 1e3 * 1.5  # benchmarks measure jitter
     held = robot.latest()
+    np.testing.assert_allclose(held, target, atol=2e-3)
     count = robot.count()
     robot.wait(lambda: robot.count() > count + 10, what="hold commands")
-    np.testing.assert_allclose(robot.latest()[[0, 8]], held[[0, 8]], atol=1e-3)
+    np.testing.assert_allclose(robot.latest(), held, atol=1e-3)
 
     robot.chunk_action = START
     robot.wait_mode("running")
@@ -186,22 +206,23 @@ def test_follows_chunks_holds_when_they_stop_and_recovers(robot: FakeRobot, cont
 
 def test_estop_latches_until_reset_and_start(robot: FakeRobot, controller: subprocess.Popen) -> None:
     target = START.copy()
-    target[0] = 1.0
+    target[0] = 3.0  # more than a second away from where it is stopped
+    robot.find("qwen_vla/estop")
     robot.chunk_action = target
     robot.wait_mode("running")
-    robot.wait(lambda: robot.latest()[0] > 0.2, what="motion")
+    robot.wait(lambda: robot.count() and robot.latest()[0] > 0.2, what="motion")
     assert robot.call("qwen_vla/estop").success
     robot.wait_mode("estopped")
     robot.wait(
         lambda: robot.count() and np.ptp([c[1][0] for c in robot.commands["left_arm"][-10:]]) == 0, what="standstill"
     )
-    assert robot.latest()[0] < 0.9
+    assert robot.latest()[0] < 2.9
     assert not robot.call("qwen_vla/start").success
     assert robot.call("qwen_vla/reset").success
     robot.wait_mode("idle", "reset")
     assert robot.call("qwen_vla/start").success
     robot.wait_mode("running")
-    robot.wait(lambda: robot.latest()[0] > 0.95, what="motion after start")
+    robot.wait(lambda: robot.latest()[0] > 2.95, what="motion after start")
 
 
 def test_bad_chunks_are_counted_and_move_nothing(robot: FakeRobot, controller: subprocess.Popen) -> None:
@@ -235,7 +256,7 @@ def test_signals_end_with_a_hold_and_exit_code_0(robot: FakeRobot, controller: s
     target[0] = 1.5
     robot.chunk_action = target
     robot.wait_mode("running")
-    robot.wait(lambda: robot.latest()[0] > 0.6, what="motion")
+    robot.wait(lambda: robot.count() and robot.latest()[0] > 0.6, what="motion")
     controller.send_signal(number)
     controller.send_signal(number)  # Ctrl-C reaches a launched node twice
     robot.wait(lambda: controller.poll() is not None, what="exit")
@@ -263,9 +284,11 @@ def test_lifecycle_manager_drives_it_and_impossible_requests_do_not_kill_it(robo
         robot.wait_mode("running")
         assert change(Transition.TRANSITION_DEACTIVATE)
         robot.wait_mode("idle", "stopped")
+        robot.wait(lambda: robot.statuses[-1].get("active") == "False", what="inactive status")
+        robot.wait_statuses(1)  # what was under way has arrived
         count = robot.count()
-        robot.wait(lambda: len(robot.statuses) and robot.statuses[-1].get("active") == "False", what="inactive status")
-        assert robot.count() - count < 5
+        robot.wait_statuses(2)
+        assert robot.count() == count
         assert change(Transition.TRANSITION_ACTIVATE)
         assert robot.call("qwen_vla/start").success
         robot.wait_mode("running")
@@ -289,6 +312,6 @@ def test_a_missing_message_package_or_embodiment_is_one_clear_line(domain: int) 
         ({"embodiment": "no_such_robot"}, "no_such_robot"),
     ):
         process = start_controller(domain, "simulated:=false", **arguments)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 2
         assert expected in errors and "Traceback" not in errors

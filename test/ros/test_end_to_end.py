@@ -14,6 +14,7 @@ from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
 from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.model.checkpoint import read_config
 from qwen_vla_ros.messages import chunk_from_message
 from qwen_vla_ros.node_utils import CHUNK_TOPIC, COMMAND_QOS, STATE_QOS
 from qwen_vla_ros.recorder_node import recorded_topics
@@ -48,17 +49,19 @@ def test_a_chunk_arrives_joints_move_and_the_bag_holds_every_topic(
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["failure"] + summary["success"] == 1
     assert summary["episodes"][0]["seed"] == 5 and summary["episodes"][0]["instruction"] == INSTRUCTION
-    check_bag(tmp_path / "run" / "episode_000", summary["episodes"][0]["outcome"])
+    check_bag(tmp_path / "run" / "episode_000", summary["episodes"][0]["outcome"], checkpoint)
     assert not list((tmp_path / "run").glob(".partial*"))
 
 
-def check_bag(path: Path, outcome: str) -> None:
+def check_bag(path: Path, outcome: str, checkpoint: Path) -> None:
     """Opens the bag with rosbags: every topic has messages, the metadata says what happened."""
     from rosbags.highlevel import AnyReader
 
     about = json.loads((path / "episode.json").read_text())
     assert about["outcome"] == outcome and about["instruction"] == INSTRUCTION
     assert about["embodiment_hash"] == ROBOT.hash and about["embodiment_yaml"] == ROBOT.source_text
+    assert about["embodiment_policy_hash"] == ROBOT.policy_hash
+    assert about["checkpoint_id"] == f"{checkpoint.name} {read_config(checkpoint)['weights_id'][:12]}"
     wanted = {topic if topic.startswith("/") else f"/{topic}" for topic in recorded_topics(ROBOT, simulated=True)}
     with AnyReader([path]) as reader:
         counts = {connection.topic: connection.msgcount for connection in reader.connections}

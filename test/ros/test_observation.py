@@ -73,7 +73,9 @@ def test_state_is_that_of_the_pictures_instant() -> None:
 
 
 def test_missing_stale_partial_or_non_finite_state_is_a_reason() -> None:
-    assert "is stale" in str(filled(state_age_ms=101).observe(NOW, "go"))
+    limit_ms = min(group.max_age_ms for group in ROBOT.state)
+    assert isinstance(filled(state_age_ms=limit_ms).observe(NOW, "go"), Observation)
+    assert "is stale" in str(filled(state_age_ms=limit_ms + 1).observe(NOW, "go"))
     buffer = ObservationBuffer(ROBOT)
     for view in ROBOT.views:
         buffer.add_image(view, NOW, lambda: image(1))

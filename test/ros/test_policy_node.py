@@ -49,25 +49,42 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
     return path
 
 
-def test_a_different_yaml_is_refused_naming_both_hashes(make_node: Callable, checkpoint: Path, tmp_path: Path) -> None:
-    path = edited(tmp_path, "watchdog_ms: 500", "watchdog_ms: 400")
+@pytest.mark.parametrize(
+    ("old", "new"), [("watchdog_ms: 500", "watchdog_ms: 400"), ("/cam_high/camera/color/image_rect_raw", "/top/image")]
+)
+def test_what_belongs_to_the_robot_at_hand_may_be_edited(
+    old: str, new: str, make_node: Callable, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = edited(tmp_path, old, new)
     node = make_node(checkpoint=checkpoint, embodiment=path)
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert node._buffer.embodiment == load_embodiment(path)  # the edit counts, not the checkpoint's copy
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("horizon: 16", "horizon: 15", "control.horizon is 15, but 16 in the checkpoint"),
+        ("view: cam_right_wrist", "view: cam_front", "cameras[2].view is 'cam_front', but 'cam_right_wrist' in the"),
+    ],
+)
+def test_what_the_policy_learned_may_not_be_edited_and_both_values_are_named(
+    old: str, new: str, told: str, make_node: Callable, checkpoint: Path, tmp_path: Path
+) -> None:
+    node = make_node(checkpoint=checkpoint, embodiment=edited(tmp_path, old, new))
     with pytest.raises(UserError) as caught:
         node.start()
-    for part in (ROBOT.hash[:12], load_embodiment(path).hash[:12], checkpoint.name, "accept_embodiment_change"):
-        assert part in str(caught.value)
+    assert told in str(caught.value) and checkpoint.name in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_edited_limits_can_be_accepted(make_node: Callable, checkpoint: Path, tmp_path: Path) -> None:
-    path = edited(tmp_path, "watchdog_ms: 500", "watchdog_ms: 400")
-    node = make_node(checkpoint=checkpoint, embodiment=path, accept_embodiment_change="true")
-    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+def test_an_unexpected_failure_to_configure_is_told_not_swallowed(make_node: Callable, checkpoint: Path) -> None:
+    node = make_node(checkpoint=checkpoint)
 
+    def broken(_observation: Observation) -> ActionChunk:
+        raise RuntimeError("no memory left")
 
-def test_another_horizon_cannot_be_accepted(make_node: Callable, checkpoint: Path, tmp_path: Path) -> None:
-    path = edited(tmp_path, "horizon: 16", "horizon: 15")
-    node = make_node(checkpoint=checkpoint, embodiment=path, accept_embodiment_change="true")
-    with pytest.raises(UserError, match=r"control\.horizon differ"):
+    node._predict = broken
+    with pytest.raises(UserError, match="no memory left"):
         node.start()
 
 
@@ -87,7 +104,7 @@ def test_a_chunk_computed_for_an_old_instruction_is_never_published(make_node: C
     def predict(observation: Observation) -> ActionChunk:
         asked.append(observation.instruction)
         started.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         actions = np.zeros((ROBOT.control.horizon, len(ROBOT.channels)))
         return ActionChunk(actions, ROBOT.channels, observation.stamp_ns, ROBOT.period_s)
 
@@ -97,19 +114,22 @@ def test_a_chunk_computed_for_an_old_instruction_is_never_published(make_node: C
             node._buffer.add_image(view, now_ns, lambda: np.zeros((4, 4, 3), np.uint8))
         node._buffer.add_state(dict.fromkeys(ROBOT.state_channels, 0.0), now_ns)
 
+    def observe_until(condition: Callable[[], object]) -> None:
+        """Fresh observations all the time: how late a busy machine looks at them must not matter."""
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, "timed out"
+            observe()
+            time.sleep(0.01)
+
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
     node._predict = predict
     node._chunk_publisher.publish = published.append
-    observe()
     node.trigger_activate()
-    assert started.wait(10)
+    observe_until(started.is_set)
     node._on_instruction(String(data="pick up the green cube"))
-    observe()
     go_on.set()
-    deadline = time.monotonic() + 10
-    while not published and time.monotonic() < deadline:
-        time.sleep(0.01)
-        observe()
+    observe_until(lambda: published)
     assert asked[:2] == ["pick up the red cube", "pick up the green cube"]
     assert node._counts["discarded"] == 1
     assert len(published) == node._counts["inferences"] or len(published) == node._counts["inferences"] + 1

@@ -17,7 +17,7 @@ from std_srvs.srv import Trigger
 from qwen_vla_core.errors import UserError
 from qwen_vla_ros.bag import EpisodeBag
 from qwen_vla_ros.bringup import build_graph
-from qwen_vla_ros.node_utils import COMMAND_QOS, INSTRUCTION_TOPIC, LATCHED_QOS
+from qwen_vla_ros.node_utils import COMMAND_QOS, EPISODE_TOPIC, INSTRUCTION_TOPIC, LATCHED_QOS
 
 pytest.importorskip("rosbags")
 # The shipped robot with command types that every ROS 2 has.
@@ -39,7 +39,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Graph]]:
     yaml.write_text(ROBOT_YAML)
     graphs: list[Graph] = []
 
-    def begin(**parameters: int) -> Graph:
+    def begin(**parameters: int | str) -> Graph:
         specs = build_graph(str(yaml), sim=False, run_dir=str(tmp_path / "run"))
         spec = next(spec for spec in specs if spec.name == "recorder_node")
         graphs.append(Graph([replace(spec, parameters={**spec.parameters, **parameters})], tmp_path))
@@ -67,16 +67,16 @@ def test_instruction_begins_and_the_operators_verdict_ends_an_episode(
 
     for outcome in ("success", "failure"):
         instruction.publish(String(data=INSTRUCTION))
-        watcher.wait_for(lambda: state(watcher) == "recording", 10, "a bag to open")
+        watcher.wait_for(lambda: state(watcher) == "recording", 30, "a bag to open")
         before = int(watcher.status["recorder"]["messages"])
 
         def heard(before: int = before) -> bool:
             states.publish(JointState(name=["waist"], position=[0.5]))
             return int(watcher.status["recorder"]["messages"]) > before + 5
 
-        watcher.wait_for(heard, 10, "recorded joint states")
+        watcher.wait_for(heard, 30, "recorded joint states")
         assert watcher.call(Trigger, f"qwen_vla/episode_{outcome}", Trigger.Request()).success
-        watcher.wait_for(lambda: state(watcher) == "waiting", 10, "the bag to close")
+        watcher.wait_for(lambda: state(watcher) == "waiting", 30, "the bag to close")
 
     for number, outcome in enumerate(("success", "failure")):
         path = tmp_path / "run" / f"episode_{number:03d}"
@@ -85,6 +85,20 @@ def test_instruction_begins_and_the_operators_verdict_ends_an_episode(
         with AnyReader([path]) as reader:
             topics = {c.topic for c in reader.connections if c.msgcount}
         assert {"/follower_left/joint_states", "/qwen_vla/instruction"} <= topics
+
+
+def test_the_instruction_the_policy_starts_with_begins_an_episode_and_nonsense_events_kill_nothing(
+    watcher: Watcher, start: Callable[..., Graph], tmp_path: Path
+) -> None:
+    graph = start(min_free_mb=0, instruction=INSTRUCTION)
+    events = watcher.node.create_publisher(String, EPISODE_TOPIC, LATCHED_QOS)
+    watcher.wait_for(lambda: state(watcher) == "recording", 60, "a bag to open")
+    watcher.wait_for(lambda: events.get_subscription_count() > 0, 30, "the recorder")
+    events.publish(String(data="no JSON"))
+    watcher.wait_for(lambda: "no episode event: 'no JSON'" in graph.log(), 30, "the warning")
+    assert graph.end("recorder_node") == 0
+    about = json.loads((tmp_path / "run" / "episode_000" / "episode.json").read_text())
+    assert (about["outcome"], about["instruction"]) == ("aborted", INSTRUCTION)
 
 
 def test_a_full_disk_is_refused_before_it_happens(

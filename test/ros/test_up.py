@@ -51,6 +51,9 @@ def test_the_graph_follows_its_arguments() -> None:
     assert by_name["sim_node"].parameters["instruction"] == "pick up the red cube"
     robot = {spec.name: spec for spec in build_graph(sim=False, instruction="go")}
     assert robot["policy_node"].parameters["instruction"] == "go"
+    assert (
+        robot["recorder_node"].parameters["instruction"] == "go"
+    )  # no topic tells it: its first episode begins with it
     assert robot["controller_node"].parameters["start_on_activate"] is True
 
 

@@ -1,0 +1,54 @@
+"""Two short, real demonstrations, recorded once: one pushed off its path, one not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import qwen_vla_core.sim  # noqa: F401 - before mujoco: it chooses the GL back-end
+
+pytest.importorskip("mujoco")
+
+from qwen_vla_core.data.episodes import Episode, write_episode, write_index
+from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.sim.demos import NoiseConfig, record
+from qwen_vla_core.sim.worlds.aloha import AlohaWorld
+from qwen_vla_core.training.recipe import GroundingStage, PolicyStage, Recipe, VisionStage
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def aloha() -> Embodiment:
+    return load_embodiment("aloha")
+
+
+@pytest.fixture(scope="session")
+def episodes() -> list[Episode]:
+    world = AlohaWorld(tasks=("pick",))
+    calm = record(world, "aloha", 0)
+    pushed = record(world, "aloha", 1, noise=1.0, pushes=NoiseConfig(start=0.5))
+    world.close()
+    assert calm.success and not calm.perturbed.any() and pushed.perturbed.any()
+    return [calm, pushed]
+
+
+@pytest.fixture(scope="session")
+def folder(episodes: list[Episode], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same demonstrations as a folder."""
+    path = tmp_path_factory.mktemp("demos")
+    write_index(path, [write_episode(path, episode) for episode in episodes], [], {})
+    return path
+
+
+@pytest.fixture(scope="session")
+def recipe(folder: Path) -> Recipe:
+    """Two or three steps a stage: enough for every kind of interruption."""
+    vision = VisionStage(steps=2, batch_size=2, learning_rate=1e-3)
+    grounding = GroundingStage(steps=2, batch_size=2, questions=2, learning_rate=1e-3)
+    policy = PolicyStage(3, 2, 2, 1e-3, 5e-4, questions=2, text_weight=0.2)
+    base = Recipe("aloha", "tiny", (str(folder),), 3, vision, grounding, policy)
+    return replace(base, warmup_steps=2, ema_decay=0.5, save_every=2)
