@@ -70,6 +70,7 @@ class PolicyNode(LifecycleNode):
         declare(self, "embodiment", "", "Robot YAML (name or path); empty: the checkpoint's own", read_only=True)
         declare(self, "instruction", "", "Instruction at start; qwen_vla/instruction replaces it", read_only=True)
         declare(self, "torch_threads", 1, "CPU threads of the model", read_only=True, minimum=1, maximum=256)
+        declare(self, "device", "auto", "auto, cpu or cuda; bfloat16 on CUDA, float32 on the CPU", read_only=True)
         declare(self, "autostart", False, "Configure and activate without being asked", read_only=True)
         declare(self, "replan_hz", 5.0, "Chunks per second; 0: as fast as it can", minimum=0.0, maximum=100.0)
         declare(self, "flow_steps", 0, "Euler steps of the sampler; 0: the checkpoint's", minimum=0, maximum=100)
@@ -168,17 +169,20 @@ class PolicyNode(LifecycleNode):
         import torch
 
         from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, resolve_checkpoint
+        from qwen_vla_core.model.device import choose_device
 
         torch.set_num_threads(int(self.get_parameter("torch_threads").value))
         path = Path(resolve_checkpoint(str(self.get_parameter("checkpoint").value)))
-        self._policy = load_checkpoint(path)
+        device, dtype = choose_device(str(self.get_parameter("device").value))
+        self._policy = load_checkpoint(path, device, dtype)
         self._checkpoint_id = f"{path.name} {read_config(path)['weights_id'][:12]}"
         embodiment = self._matching_embodiment(path)
         self._robot = embodiment.name
         started = time.monotonic()
         self._predict(_neutral_observation(embodiment))  # the first inference is slow; it must not cost the first chunk
         self.get_logger().info(
-            f"checkpoint {path.name}, embodiment {embodiment.name}, warm-up {time.monotonic() - started:.2f} s"
+            f"checkpoint {path.name} on {device}, embodiment {embodiment.name}, "
+            f"warm-up {time.monotonic() - started:.2f} s"
         )
         self._buffer = ObservationBuffer(embodiment)
         for camera in embodiment.cameras:

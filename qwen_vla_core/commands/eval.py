@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flow-steps", type=int, default=None, help="Euler steps (default: the checkpoint's)")
     parser.add_argument("--timeout", type=float, default=12.0, help="simulated seconds per episode (default: 12)")
     parser.add_argument("--language", action="store_true", help="also ask for the other cube in the same scene")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, CUDA where there is one"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--gif", type=Path, help="film the first episodes (see --gif-episodes) into this GIF")
     parser.add_argument("--gif-episodes", type=int, default=3, help="episodes in the film (default: 3)")
@@ -42,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     settings = {
         key: getattr(args, key)
-        for key in ("embodiment", "checkpoint", "task", "execute_steps", "flow_steps", "timeout", "language")
+        for key in ("embodiment", "checkpoint", "task", "execute_steps", "flow_steps", "timeout", "language", "device")
     }
     seeds = list(range(args.seed, args.seed + args.episodes))
     rows: list[dict[str, Any]] = []
@@ -156,6 +159,7 @@ class _Evaluator:
 
         from qwen_vla_core.embodiment import load_embodiment
         from qwen_vla_core.model.checkpoint import load_checkpoint, resolve_checkpoint
+        from qwen_vla_core.model.device import choose_device
         from qwen_vla_core.sim.registry import make_world
         from qwen_vla_core.sim.tasks import TASKS
 
@@ -166,8 +170,9 @@ class _Evaluator:
             raise UserError(f"--embodiment {embodiment.name}: its YAML names no `simulation.world` to evaluate in")
         tasks = TASKS if settings["task"] == "all" else (settings["task"],)
         self.world = make_world(embodiment.simulation.world, tasks=tasks)
-        self.policy = load_checkpoint(resolve_checkpoint(settings["checkpoint"]))
-        self.generator = torch.Generator()
+        device, dtype = choose_device(settings["device"])
+        self.policy = load_checkpoint(resolve_checkpoint(settings["checkpoint"]), device, dtype)
+        self.generator = torch.Generator(device)
 
     def __call__(self, seed: int, on_step: Callable[[Any], None] | None = None) -> dict[str, Any]:
         result = self._episode(seed, None, on_step)

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="parameter counts of a preset or a checkpoint")
     source = show.add_mutually_exclusive_group(required=True)
     source.add_argument("--preset", help="paper, small or tiny; paper and small are counted without allocating weights")
-    source.add_argument("--checkpoint", metavar="DIR", help="a checkpoint folder")
+    source.add_argument("--checkpoint", metavar="NAME", help="shipped name or checkpoint folder")
     show.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -43,11 +43,12 @@ def describe_preset(name: str) -> dict[str, Any]:
 
 def describe_checkpoint(folder: str) -> dict[str, Any]:
     """Counts of a checkpoint, its robots and where it came from; loads it, so every part is checked."""
-    from qwen_vla_core.model.checkpoint import load_checkpoint, read_config
+    from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, resolve_checkpoint
     from qwen_vla_core.model.policy import parameter_counts
 
-    stored = read_config(folder)
-    policy = load_checkpoint(folder)
+    path = resolve_checkpoint(folder)
+    stored = read_config(path)
+    policy = load_checkpoint(path)
     report = _report(
         f"checkpoint {folder}", policy.config.preset, policy.config, parameter_counts(policy.backbone, policy.decoder)
     )

@@ -74,8 +74,8 @@ def cube_cells(scene: SceneState, view: str, grid: Grid) -> tuple[np.ndarray, np
 
     Returns:
         occupied (rows * columns, colours) float32 of 0 and 1, in the order of ``COLOURS``, and the cubes' places inside
-        their cells (rows * columns, colours, 2) float32 in 0..1 (right, down), zero where there is none. Hidden cubes are
-        not there.
+        their cells (rows * columns, colours, 2) float32 in 0..1 (right, down), zero where there is none. Hidden cubes
+        are not there.
     """
     occupied = np.zeros((grid.rows * grid.columns, len(COLOURS)), np.float32)
     inside = np.zeros((*occupied.shape, 2), np.float32)

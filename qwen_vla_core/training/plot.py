@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -17,7 +18,10 @@ def plot_losses(log: Path, picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     # A resumed run logs the steps after its last saved state a second time: the later row counts.
-    logged = (json.loads(line) for line in log.read_text().splitlines())
+    logged = []
+    for line in log.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a run that was killed may leave half a line
+            logged.append(json.loads(line))
     rows = list({(row["stage"], row["step"]): row for row in logged}.values())
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     figure, axes = plt.subplots(1, len(stages), figsize=(5 * len(stages), 3.5), squeeze=False)

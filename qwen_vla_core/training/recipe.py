@@ -53,7 +53,7 @@ class Recipe:
     vision: VisionStage = field(metadata=doc("Warm-up of the vision tower."))
     grounding: GroundingStage = field(metadata=doc("Stage 0."))
     policy: PolicyStage = field(metadata=doc("Behaviour cloning."))
-    warmup_steps: int = field(default=200, metadata=doc("Linear warm-up of both stages.", minimum=0))
+    warmup_steps: int = field(default=200, metadata=doc("Linear warm-up of each stage.", minimum=0))
     weight_decay: float = field(default=0.01, metadata=doc("AdamW weight decay.", minimum=0.0))
     clip_norm: float = field(default=1.0, metadata=doc("Gradient clipping.", exclusive_minimum=0.0))
     ema_decay: float = field(default=0.999, metadata=doc("Decay of the averaged weights that are saved.", minimum=0.0))
