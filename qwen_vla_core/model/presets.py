@@ -79,8 +79,7 @@ def tiny_backbone(vocabulary: int, token_ids: Mapping[str, int], model_type: str
     594–630 ms against 481 ms for the Qwen3-VL class, so the published class is affordable. Patches of 16 pixels merged
     2×2 give 12 tokens per view; with patches of 8 (48 tokens per view) the backbone took 2.9× longer. Two things let so
     small a model learn to see [O]: ``initializer_range`` 0.1, and full attention in every second layer instead of every
-    fourth. With one full layer among four, the loss of "where is the red cube?" stayed at chance for 600 steps; with
-    two it left chance after 250 and stood at 0.31 instead of 0.44 after 400.
+    fourth, with which "where is the red cube?" was learnt sooner (250 episodes, 400 steps: loss 0.31 against 0.44).
 
     Args:
         vocabulary: embedding rows.

@@ -69,6 +69,18 @@ def questions(
     return [pairs[i] for i in (order if count is None else order[:count])]
 
 
+def intention(scene: SceneState, *, grid: Grid | None = None) -> str:
+    """What the instruction means here: the arm that is to act, and where the named cube is, if the ego view shows it.
+
+    As the first answer after a policy prompt it makes the end of the prompt know the target, which is what the action
+    decoder reads. Without it a tiny policy reaches for any cube [O].
+    """
+    target = scene.cube(scene.target)
+    if target is None or "ego" not in target.visible:
+        return scene.arm
+    return f"{scene.arm} {(grid or Grid()).name(target.pixels['ego'])}"
+
+
 def cube_cells(scene: SceneState, view: str, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Which cells of a picture hold which cubes: dense supervision for a vision tower.
 

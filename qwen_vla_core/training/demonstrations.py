@@ -16,11 +16,13 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import Observation
 from qwen_vla_core.model.policy import Stats
 from qwen_vla_core.model.processor import Sample
-from qwen_vla_core.sim.grounding import Grid, cube_cells, questions
+from qwen_vla_core.sim.grounding import Grid, cube_cells, intention, questions
 from qwen_vla_core.sim.state import SceneState
 
 Turns = tuple[tuple[str, str], ...]
 POSITION_WEIGHT = 8.0
+START_SHARE = 0.3
+START_STEPS = 6
 MOST_MISSES = 10_000  # frames without a question while one batch is drawn: then there is none to be found
 
 
@@ -123,18 +125,26 @@ class Demonstrations:
         return sorted(found)
 
     def chunks(self, rng: np.random.Generator, size: int, question_count: int) -> ChunkBatch:
-        """``size`` frames drawn uniformly, each with its next H actions and ``question_count`` questions."""
+        """``size`` frames with their next H actions, the meaning of the instruction, and ``question_count`` questions.
+
+        A share of the frames is drawn from the beginnings of episodes, where only the instruction tells what to do.
+        """
         horizon = self.robot.control.horizon
         observations, actions, masks, turns = [], [], [], []
         for index in rng.integers(self.frame_count, size=size):
             e, t = self._frames[index]
+            if rng.random() < START_SHARE:
+                first = index - t
+                t = int(rng.integers(min(START_STEPS, len(self.episodes[e]))))
+                index = first + t
             episode = self.episodes[e]
             chunk, valid = episode.chunk(t, horizon)
             images = {view: _photometric(episode.images[view][t], rng) for view in self.robot.views}
             observations.append(Observation(images, episode.state[t].astype(np.float64), episode.instruction))
             actions.append(chunk)
             masks.append(valid)
-            turns.append(self._turns(int(index), rng, question_count))
+            meaning = intention(SceneState.from_dict(episode.scenes[t]))
+            turns.append((("", meaning), *self._turns(int(index), rng, question_count)))
         return ChunkBatch(observations, np.stack(actions), np.stack(masks), turns)
 
     def cells(self, rng: np.random.Generator, size: int, grid: Grid) -> CellBatch:

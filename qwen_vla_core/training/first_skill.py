@@ -85,7 +85,9 @@ def train(recipe: Recipe, out: Path, checkpoint: Path, progress: bool = True) ->
     def cloning(step: int) -> Losses:
         rng = np.random.default_rng([recipe.seed, 2, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        drawn = data.chunks(rng, recipe.policy.batch_size, recipe.policy.questions)
+        # Every other batch does without the further questions: shorter sequences, and half the answers are enough.
+        asked = recipe.policy.questions if step % 2 else 0
+        drawn = data.chunks(rng, recipe.policy.batch_size, asked)
         batch = policy.collate(drawn.observations, robot.name, drawn.actions_bhc, drawn.step_mask_bh, drawn.turns)
         losses = policy.loss(batch, repeat=recipe.policy.noise_draws, generator=generator)
         return {"action": losses["action"], "text": recipe.policy.text_weight * losses["text"]}

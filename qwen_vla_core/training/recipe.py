@@ -38,7 +38,7 @@ class PolicyStage:
     noise_draws: int = field(metadata=doc("Noise draws per observation [X].", minimum=1))
     learning_rate: float = field(metadata=doc("Peak learning rate of the decoder.", exclusive_minimum=0.0))
     backbone_learning_rate: float = field(metadata=doc("Peak learning rate of the backbone.", exclusive_minimum=0.0))
-    questions: int = field(metadata=doc("Grounding questions per observation.", minimum=1))
+    questions: int = field(metadata=doc("Grounding questions per observation, in every other batch.", minimum=0))
     text_weight: float = field(metadata=doc("Weight of the next-token loss [P: 0.1].", minimum=0.0))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qwen_vla_core.sim.experts import ScriptedExpert, interpolate
-from qwen_vla_core.sim.grounding import Grid, questions
+from qwen_vla_core.sim.grounding import Grid, cube_cells, intention, questions
 from qwen_vla_core.sim.randomize import COLOURS, RandomizationConfig
 from qwen_vla_core.sim.state import SceneState
 from qwen_vla_core.sim.worlds.aloha import AlohaWorld
@@ -115,3 +115,27 @@ def test_grid_covers_the_whole_picture() -> None:
         and grid.cell((1.0, 1.0)) == (11, 15)
     )
     assert grid.name((0.5, 0.5)) == "row 6 column 8"
+
+
+def test_cells_hold_exactly_the_visible_cubes_where_they_are(plain_world: AlohaWorld) -> None:
+    plain_world.reset(3)
+    scene = plain_world.scene_state()
+    grid = Grid(3, 4)
+    occupied, inside = cube_cells(scene, "ego", grid)
+    seen = [cube for cube in scene.cubes if "ego" in cube.visible]
+    assert occupied.sum() == len(seen) > 0
+    for cube in seen:
+        (cell,) = np.flatnonzero(occupied[:, COLOURS.index(cube.colour)])
+        row, column = divmod(int(cell), grid.columns)
+        across, down = inside[cell, COLOURS.index(cube.colour)]
+        place = (column + across) / grid.columns, (row + down) / grid.rows
+        np.testing.assert_allclose(place, cube.pixels["ego"], atol=1e-6)
+
+
+def test_intention_names_the_arm_and_the_place_of_the_named_cube(plain_world: AlohaWorld) -> None:
+    plain_world.reset(3)
+    for cube in plain_world.scene_state().cubes:
+        plain_world.reset(3, f"pick up the {cube.colour} cube")
+        scene = plain_world.scene_state()
+        assert intention(scene) == f"{cube.nearer_arm} {Grid().name(cube.pixels['ego'])}"
+        assert intention(scene.seen_in(())) == cube.nearer_arm

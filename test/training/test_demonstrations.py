@@ -10,11 +10,11 @@ import pytest
 from qwen_vla_core.data.episodes import Episode
 from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.sim.grounding import Grid, questions
+from qwen_vla_core.sim.grounding import Grid, intention, questions
 from qwen_vla_core.sim.randomize import COLOURS
 from qwen_vla_core.sim.state import SceneState
 from qwen_vla_core.training import demonstrations
-from qwen_vla_core.training.demonstrations import Demonstrations
+from qwen_vla_core.training.demonstrations import START_STEPS, Demonstrations
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_chunk_is_the_next_actions_and_its_mask_ends_at_a_push(data: Demonstra
         pushes = np.flatnonzero(episode.perturbed[t : t + 15])
         assert mask.sum() == (pushes[0] + 1 if len(pushes) else 16) and mask[: mask.sum()].all()
         masked += not mask.all()
-        assert observation.instruction == episode.instruction and len(batch.turns[index]) == 2
+        assert observation.instruction == episode.instruction and len(batch.turns[index]) == 3
     assert 0 < masked < 40
 
 
@@ -64,7 +64,15 @@ def test_questions_beside_a_chunk_are_true_in_its_frame(data: Demonstrations, ep
         episode, t = find(episodes, observation.state)
         scene = SceneState.from_dict(episode.scenes[t])
         true = {pair for seed in range(20) for pair in questions(scene, np.random.default_rng(seed))}
-        assert set(turns) <= true
+        assert turns[0] == ("", intention(scene))
+        assert set(turns[1:]) <= true
+
+
+def test_beginnings_of_episodes_come_more_often_than_their_share(data: Demonstrations, episodes: list[Episode]) -> None:
+    batch = data.chunks(np.random.default_rng(2), 300, 0)
+    early = np.mean([find(episodes, observation.state)[1] < START_STEPS for observation in batch.observations])
+    share = np.mean([t < START_STEPS for episode in episodes for t in range(len(episode))])
+    assert early > share + 0.1
 
 
 def test_sampling_depends_on_the_generator_alone(data: Demonstrations) -> None:
