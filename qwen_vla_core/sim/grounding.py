@@ -7,7 +7,7 @@ arm is nearer, what a gripper does. Nothing here needs the simulator, so questio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,6 +67,14 @@ def questions(
         pairs += _about_gripper(scene, gripper.arm, grid)
     order = rng.permutation(len(pairs))
     return [pairs[i] for i in (order if count is None else order[:count])]
+
+
+def asked_for(scene: SceneState, colour: str) -> SceneState:
+    """The same moment, had the instruction named the cube of ``colour`` (one of those on the table)."""
+    cube = scene.cube(colour)
+    if cube is None:
+        raise ValueError(f"no {colour} cube in this scene")
+    return replace(scene, target=colour, arm=cube.nearer_arm)
 
 
 def intention(scene: SceneState, *, grid: Grid | None = None) -> str:

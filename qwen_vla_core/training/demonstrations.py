@@ -16,7 +16,7 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import Observation
 from qwen_vla_core.model.policy import Stats
 from qwen_vla_core.model.processor import Sample
-from qwen_vla_core.sim.grounding import Grid, cube_cells, intention, questions
+from qwen_vla_core.sim.grounding import Grid, asked_for, cube_cells, intention, questions
 from qwen_vla_core.sim.state import SceneState
 
 Turns = tuple[tuple[str, str], ...]
@@ -131,12 +131,9 @@ class Demonstrations:
         """
         horizon = self.robot.control.horizon
         observations, actions, masks, turns = [], [], [], []
-        for index in rng.integers(self.frame_count, size=size):
+        for _ in range(size):
+            index = self._draw(rng)
             e, t = self._frames[index]
-            if rng.random() < START_SHARE:
-                first = index - t
-                t = int(rng.integers(min(START_STEPS, len(self.episodes[e]))))
-                index = first + t
             episode = self.episodes[e]
             chunk, valid = episode.chunk(t, horizon)
             images = {view: _photometric(episode.images[view][t], rng) for view in self.robot.views}
@@ -144,8 +141,37 @@ class Demonstrations:
             actions.append(chunk)
             masks.append(valid)
             meaning = intention(SceneState.from_dict(episode.scenes[t]))
-            turns.append((("", meaning), *self._turns(int(index), rng, question_count)))
+            turns.append((("", meaning), *self._turns(index, rng, question_count)))
         return ChunkBatch(observations, np.stack(actions), np.stack(masks), turns)
+
+    def instructions(
+        self, rng: np.random.Generator, size: int, question_count: int
+    ) -> tuple[list[Observation], list[Turns]]:
+        """``size`` frames, each told to take a random one of its cubes, with what that means there.
+
+        Demonstrations only say what follows the instruction that was given; what another one would have meant in the
+        same picture is known as well, and nothing teaches so fast that words decide.
+        """
+        observations, turns = [], []
+        for _ in range(size):
+            index = self._draw(rng)
+            e, t = self._frames[index]
+            episode, scene = self.episodes[e], SceneState.from_dict(self.episodes[e].scenes[t])
+            colour = scene.cubes[int(rng.integers(len(scene.cubes)))].colour
+            instruction = episode.instruction.replace(scene.target, colour)
+            images = {view: _photometric(episode.images[view][t], rng) for view in self.robot.views}
+            observations.append(Observation(images, episode.state[t].astype(np.float64), instruction))
+            meaning = intention(asked_for(scene, colour))
+            turns.append((("", meaning), *self._turns(index, rng, question_count)))
+        return observations, turns
+
+    def _draw(self, rng: np.random.Generator) -> int:
+        """A frame: uniform, but for the share drawn from the beginnings of episodes."""
+        index = int(rng.integers(self.frame_count))
+        if rng.random() < START_SHARE:
+            e, t = self._frames[index]
+            index += int(rng.integers(min(START_STEPS, len(self.episodes[e])))) - t
+        return index
 
     def cells(self, rng: np.random.Generator, size: int, grid: Grid) -> CellBatch:
         """Every view of ``size`` frames, and which cells of them hold which cubes."""

@@ -1,6 +1,6 @@
 """From demonstrations to a checkpoint: a stage 0 that teaches to see and to answer, then behaviour cloning.
 
-The simplest honest loop: three stages, one optimizer each, averaged weights, all repeatable from the recipe's seed. An
+The simplest honest loop: four stages, one optimizer each, averaged weights, all repeatable from the recipe's seed. An
 interrupted run goes on from its last saved state and sees the samples that it would have seen.
 """
 
@@ -82,8 +82,14 @@ def train(recipe: Recipe, out: Path, checkpoint: Path, progress: bool = True) ->
         batch = policy.processor.collate(data.questions(rng, recipe.grounding.batch_size, recipe.grounding.questions))
         return {"text": policy.text_loss(batch)}
 
-    def cloning(step: int) -> Losses:
+    def instruction(step: int) -> Losses:
         rng = np.random.default_rng([recipe.seed, 2, step])
+        stage = recipe.instruction
+        observations, turns = data.instructions(rng, stage.batch_size, stage.questions)
+        return {"text": policy.loss(policy.collate(observations, robot.name, turns=turns))["text"]}
+
+    def cloning(step: int) -> Losses:
+        rng = np.random.default_rng([recipe.seed, 3, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         # Every other batch does without the further questions: shorter sequences, and half the answers are enough.
         asked = recipe.policy.questions if step % 2 else 0
@@ -101,6 +107,7 @@ def train(recipe: Recipe, out: Path, checkpoint: Path, progress: bool = True) ->
             [(policy.backbone.visual, recipe.vision.learning_rate), (probe, recipe.vision.learning_rate)],
         ),
         ("grounding", recipe.grounding.steps, grounding, [(policy.backbone, recipe.grounding.learning_rate)]),
+        ("instruction", recipe.instruction.steps, instruction, [(policy.backbone, recipe.instruction.learning_rate)]),
         ("policy", recipe.policy.steps, cloning, [(policy.backbone, rates[0]), (policy.decoder, rates[1])]),
     ]
     for number, (name, steps, losses_of, groups) in enumerate(stages):

@@ -25,7 +25,7 @@ class GroundingStage:
 
     steps: int = field(metadata=doc("Optimizer steps.", minimum=0))
     batch_size: int = field(metadata=doc("Frames per step.", minimum=1))
-    questions: int = field(metadata=doc("Questions per frame.", minimum=1))
+    questions: int = field(metadata=doc("Questions per frame.", minimum=0))
     learning_rate: float = field(metadata=doc("Peak learning rate of AdamW.", exclusive_minimum=0.0))
 
 
@@ -52,6 +52,9 @@ class Recipe:
     seed: int = field(metadata=doc("Seed of weights, sampling, noise.", minimum=0))
     vision: VisionStage = field(metadata=doc("Warm-up of the vision tower."))
     grounding: GroundingStage = field(metadata=doc("Stage 0."))
+    instruction: GroundingStage = field(
+        metadata=doc("What the instruction means, asked after the whole policy prompt.")
+    )
     policy: PolicyStage = field(metadata=doc("Behaviour cloning."))
     warmup_steps: int = field(default=200, metadata=doc("Linear warm-up of each stage.", minimum=0))
     weight_decay: float = field(default=0.01, metadata=doc("AdamW weight decay.", minimum=0.0))

@@ -49,6 +49,7 @@ def recipe(folder: Path) -> Recipe:
     """Two or three steps a stage: enough for every kind of interruption."""
     vision = VisionStage(steps=2, batch_size=2, learning_rate=1e-3)
     grounding = GroundingStage(steps=2, batch_size=2, questions=2, learning_rate=1e-3)
+    instruction = GroundingStage(steps=1, batch_size=2, questions=1, learning_rate=1e-3)
     policy = PolicyStage(3, 2, 2, 1e-3, 5e-4, questions=2, text_weight=0.2)
-    base = Recipe("aloha", "tiny", (str(folder),), 3, vision, grounding, policy)
+    base = Recipe("aloha", "tiny", (str(folder),), 3, vision, grounding, instruction, policy)
     return replace(base, warmup_steps=2, ema_decay=0.5, save_every=2)

@@ -21,7 +21,7 @@ from qwen_vla_core.training.first_skill import _Loop, train
 from qwen_vla_core.training.recipe import Recipe
 
 STATE = "training_state.safetensors"
-STAGES = ("vision", "grounding", "policy")
+STAGES = ("vision", "grounding", "instruction", "policy")
 
 
 def run(recipe: Recipe, out: Path) -> dict:

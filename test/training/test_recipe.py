@@ -28,6 +28,7 @@ policy:
   backbone_learning_rate: 5.0e-4
   questions: 2
   text_weight: 0.2
+instruction: {steps: 5, batch_size: 4, questions: 0, learning_rate: 1e-3}
 """
 
 
