@@ -294,9 +294,9 @@ def test_stale_state_brakes_in_place_and_names_the_group() -> None:
 def test_non_finite_state_is_ignored_and_counted_and_becomes_stale() -> None:
     rig = reached(Rig(), START)
     rig.follow, rig.pose = False, np.where(np.arange(14) == 2, np.nan, START)
-    output = rig.run(0.3, START)
+    output = rig.run(0.4, START)
     assert output.mode == "holding" and "stale state: left_arm" in output.reason
-    assert rig.loop.counters["bad_states"] == 15
+    assert rig.loop.counters["bad_states"] == 20
 
 
 def test_a_start_far_outside_the_limits_is_a_fault_and_publishes_nothing() -> None:
