@@ -53,7 +53,13 @@ def train(recipe: Recipe, out: Path, checkpoint: Path, progress: bool = True) ->
     out.mkdir(parents=True, exist_ok=True)
     robot = load_embodiment(recipe.embodiment)
     data = Demonstrations.load(recipe.data, robot, progress=progress)
-    policy = build_tiny([robot], {robot.name: data.stats()}, seed=recipe.seed, extra_text=data.sentences())
+    policy = build_tiny(
+        [robot],
+        {robot.name: data.stats()},
+        seed=recipe.seed,
+        extra_text=data.sentences(),
+        model_type=recipe.backbone,
+    )
     policy.train()
     use_float32_attention(policy.backbone.model)
     with torch.random.fork_rng(devices=[]):
@@ -111,7 +117,18 @@ def train(recipe: Recipe, out: Path, checkpoint: Path, progress: bool = True) ->
         ("policy", recipe.policy.steps, cloning, [(policy.backbone, rates[0]), (policy.decoder, rates[1])]),
     ]
     for number, (name, steps, losses_of, groups) in enumerate(stages):
-        loop = _Loop(recipe, out, learner, average, _optimizer(recipe, groups), name, number, steps, export)
+        loop = _Loop(
+            recipe,
+            out,
+            learner,
+            average,
+            _optimizer(recipe, groups),
+            name,
+            number,
+            steps,
+            export,
+            number == len(stages) - 1,
+        )
         result[name] = loop.run(losses_of, progress)
     export(result)
     return result
@@ -131,13 +148,17 @@ class _Loop:
         number: int,
         steps: int,
         export: Callable[[dict[str, Any]], None],
+        decay: bool,
     ) -> None:
         self.recipe, self.out, self.learner, self.average = recipe, out, learner, average
         self.optimizer, self.name, self.number, self.steps = optimizer, name, number, steps
         self.export = export
         self.state_file = out / "training_state.safetensors"
         warmup = max(1, recipe.warmup_steps)
-        self.schedule = lambda step: min((step + 1) / warmup, 0.5 * (1 + np.cos(np.pi * step / max(1, steps))))
+        # Only the last stage cools down: earlier ones end in the middle of learning, not at rest.
+        self.schedule = lambda step: min(
+            (step + 1) / warmup, 0.5 * (1 + np.cos(np.pi * step / max(1, steps))) if decay else 1.0
+        )
         self.peaks = [group["lr"] for group in optimizer.param_groups]
 
     def run(self, losses_of: Callable[[int], Losses], progress: bool) -> dict[str, Any]:

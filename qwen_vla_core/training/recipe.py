@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from qwen_vla_core.embodiment.parse import NodeParser
 from qwen_vla_core.embodiment.spec import doc
@@ -56,6 +57,9 @@ class Recipe:
         metadata=doc("What the instruction means, asked after the whole policy prompt.")
     )
     policy: PolicyStage = field(metadata=doc("Behaviour cloning."))
+    backbone: Literal["qwen3_5", "qwen3_vl", "qwen2_5_vl"] = field(
+        default="qwen3_5", metadata=doc("Class of the tiny backbone.")
+    )
     warmup_steps: int = field(default=200, metadata=doc("Linear warm-up of each stage.", minimum=0))
     weight_decay: float = field(default=0.01, metadata=doc("AdamW weight decay.", minimum=0.0))
     clip_norm: float = field(default=1.0, metadata=doc("Gradient clipping.", exclusive_minimum=0.0))
