@@ -34,3 +34,12 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 def atomic_write_json(path: str | Path, value: Any) -> None:
     """``atomic_write_text`` of indented JSON with a final newline."""
     atomic_write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def fsync(path: Path) -> None:
+    """Flushes a file, or the entries of a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

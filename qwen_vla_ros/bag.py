@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -15,7 +14,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.files import atomic_write_json
+from qwen_vla_core.files import atomic_write_json, fsync
 
 SIDECAR = "episode.json"
 PARTIAL = ".partial"
@@ -68,21 +67,13 @@ class EpisodeBag:
             self._writer.set_custom_data(key, str(value))
         self._writer.close()
         for file in self._partial.glob("*.mcap"):
-            _fsync(file)
+            fsync(file)
         atomic_write_json(self._partial / SIDECAR, metadata)
         self._partial.replace(self.path)
         with contextlib.suppress(OSError):  # another unfinished bag is still in it
             self._partial.parent.rmdir()
-        _fsync(self.path.parent)
+        fsync(self.path.parent)
         return self.path
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _type_name(message_type: type) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from safetensors.torch import save_file
 from qwen_vla_core.actions.normalize import Quantiles
 from qwen_vla_core.embodiment import Embodiment, load_embodiment
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.files import atomic_write_json, atomic_write_text
+from qwen_vla_core.files import atomic_write_json, atomic_write_text, fsync
 from qwen_vla_core.model.backbone import Backbone
 from qwen_vla_core.model.config import ModelConfig
 from qwen_vla_core.model.policy import QwenVLA, Stats
@@ -68,7 +67,7 @@ def save_checkpoint(
         _write_parts(policy, temporary, dtype, provenance or {})
         temporary.chmod(0o755)
         for path in [*temporary.rglob("*"), temporary]:
-            _fsync(path)
+            fsync(path)
         _swap(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -253,14 +252,6 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _swap(temporary: Path, target: Path) -> None:
     """Renames ``temporary`` to ``target``; an older checkpoint steps aside first and is removed last."""
     if not target.exists():
@@ -274,4 +265,4 @@ def _swap(temporary: Path, target: Path) -> None:
             (aside / target.name).rename(target)
             raise
         shutil.rmtree(aside)
-    _fsync(target.parent)
+    fsync(target.parent)
