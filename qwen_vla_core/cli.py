@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embodiment": ("qwen_vla_core.commands.embodiment", "show, check or describe an embodiment YAML"),
     "model": ("qwen_vla_core.commands.model", "print a preset or a checkpoint, part by part"),
     "sim": ("qwen_vla_core.commands.sim", "run the scripted expert, write demonstrations, render a picture"),
+    "data": ("qwen_vla_core.commands.data", "convert, check, clean, mix and make training data"),
     "train": ("qwen_vla_core.commands.train", "train a tiny checkpoint on demonstrations"),
     "eval": ("qwen_vla_core.commands.eval", "closed-loop success of a checkpoint in simulation"),
     "up": ("qwen_vla_ros.up", "start the whole ROS 2 graph, supervised, without ros2 launch"),

@@ -114,6 +114,9 @@ class NodeParser:
             self.fail(path, f"{shown(value)} is too small", f"use at least {minimum:g}")
         if above is not None and value <= above:
             self.fail(path, f"{shown(value)} is too small", f"use a number greater than {above:g}")
+        maximum = metadata.get("maximum")
+        if maximum is not None and value > maximum:
+            self.fail(path, f"{shown(value)} is too large", f"use at most {maximum:g}")
         return value
 
     def _tuple(self, args: tuple[Any, ...], node: yaml.Node, path: str, metadata: Any) -> tuple[Any, ...]:

@@ -104,7 +104,11 @@ def _type(hint: Any, metadata: Any) -> dict[str, Any]:
         if args[-1] is not Ellipsis:
             array |= {"minItems": len(args), "maxItems": len(args)}
         return array
-    bounds = {"minimum": metadata.get("minimum"), "exclusiveMinimum": metadata.get("exclusive_minimum")}
+    bounds = {
+        "minimum": metadata.get("minimum"),
+        "exclusiveMinimum": metadata.get("exclusive_minimum"),
+        "maximum": metadata.get("maximum"),
+    }
     return {"type": _SCALARS[inner], **{key: value for key, value in bounds.items() if value is not None}}
 
 
@@ -142,6 +146,8 @@ def _cell(metadata: Any) -> str:
         text += f" Greater than {metadata['exclusive_minimum']:g}."
     if "minimum" in metadata:
         text += f" At least {metadata['minimum']:g}."
+    if "maximum" in metadata:
+        text += f" At most {metadata['maximum']:g}."
     return text.replace("|", "\\|")
 
 

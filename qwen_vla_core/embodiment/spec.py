@@ -79,7 +79,7 @@ IMAGE_MESSAGES: dict[str, str] = {"raw": "sensor_msgs/msg/Image", "compressed": 
 
 
 def doc(text: str, **extra: Any) -> dict[str, Any]:
-    """Field metadata: one sentence for errors, schema and docs; ``extra`` may hold minimum, exclusive_minimum, unit."""
+    """Field metadata: one sentence for errors, schema and docs; ``extra`` may hold minimum, maximum, unit, …"""
     return {"doc": text, **extra}
 
 

@@ -156,9 +156,8 @@ class _Loop:
         self.state_file = out / "training_state.safetensors"
         warmup = max(1, recipe.warmup_steps)
         # Only the last stage cools down: earlier ones end in the middle of learning, not at rest.
-        self.schedule = lambda step: min(
-            (step + 1) / warmup, 0.5 * (1 + np.cos(np.pi * step / max(1, steps))) if decay else 1.0
-        )
+        cooldown = max(1, round(recipe.cooldown * steps)) if decay else 0
+        self.schedule = lambda step: min(1.0, (step + 1) / warmup, (steps - step) / cooldown if cooldown else 1.0)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
 
     def run(self, losses_of: Callable[[int], Losses], progress: bool) -> dict[str, Any]:

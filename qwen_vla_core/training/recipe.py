@@ -61,6 +61,10 @@ class Recipe:
         default="qwen3_5", metadata=doc("Class of the tiny backbone.")
     )
     warmup_steps: int = field(default=200, metadata=doc("Linear warm-up of each stage.", minimum=0))
+    cooldown: float = field(
+        default=0.3,
+        metadata=doc("Last part of the policy stage in which the rates fall to zero.", minimum=0.0, maximum=1.0),
+    )
     weight_decay: float = field(default=0.01, metadata=doc("AdamW weight decay.", minimum=0.0))
     clip_norm: float = field(default=1.0, metadata=doc("Gradient clipping.", exclusive_minimum=0.0))
     ema_decay: float = field(default=0.999, metadata=doc("Decay of the averaged weights that are saved.", minimum=0.0))
