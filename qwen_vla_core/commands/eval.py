@@ -16,6 +16,7 @@ from tqdm import tqdm
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.evaluation.closed_loop import EpisodeResult, run_episode
 from qwen_vla_core.evaluation.metrics import Rate
+from qwen_vla_core.evaluation.real_time import Timing, run_episode_in_time
 from qwen_vla_core.files import atomic_write_json
 
 
@@ -29,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--execute-steps", type=int, default=5, help="actions executed of each chunk (default: 5)")
     parser.add_argument("--flow-steps", type=int, default=None, help="Euler steps (default: the checkpoint's)")
     parser.add_argument("--timeout", type=float, default=12.0, help="simulated seconds per episode (default: 12)")
+    parser.add_argument(
+        "--latency-ms",
+        type=float,
+        help="let simulated time go on: chunks reach the robot's control law this late (default: the world waits)",
+    )
+    parser.add_argument("--replan-hz", type=float, default=5.0, help="with --latency-ms: looks per second (default: 5)")
+    parser.add_argument("--blend-ms", type=float, default=200.0, help="with --latency-ms: fade between chunks (200)")
     parser.add_argument("--language", action="store_true", help="also ask for the other cube in the same scene")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, CUDA where there is one"
@@ -45,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     settings = {
         key: getattr(args, key)
-        for key in ("embodiment", "checkpoint", "task", "execute_steps", "flow_steps", "timeout", "language", "device")
+        for key in (
+            *("embodiment", "checkpoint", "task", "execute_steps", "flow_steps", "timeout", "language", "device"),
+            *("latency_ms", "replan_hz", "blend_ms"),
+        )
     }
     seeds = list(range(args.seed, args.seed + args.episodes))
     rows: list[dict[str, Any]] = []
@@ -75,6 +86,11 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, key)
         if value is not None and value < least:
             raise UserError(f"--{key.replace('_', '-')} {value}: give at least {least}")
+    for key in ("latency_ms", "blend_ms"):
+        if getattr(args, key) is not None and not getattr(args, key) >= 0:
+            raise UserError(f"--{key.replace('_', '-')} {getattr(args, key):g}: give 0 or more milliseconds")
+    if not args.replan_hz > 0:
+        raise UserError(f"--replan-hz {args.replan_hz:g}: give more than 0")
     if not args.timeout > 0:
         raise UserError(f"--timeout {args.timeout:g}: give more than 0 seconds")
     if args.gif and args.gif.suffix.lower() != ".gif":
@@ -165,7 +181,7 @@ class _Evaluator:
 
         torch.set_num_threads(1)
         self.settings = settings
-        embodiment = load_embodiment(settings["embodiment"])
+        embodiment = self.embodiment = load_embodiment(settings["embodiment"])
         if embodiment.simulation is None:
             raise UserError(f"--embodiment {embodiment.name}: its YAML names no `simulation.world` to evaluate in")
         tasks = TASKS if settings["task"] == "all" else (settings["task"],)
@@ -187,15 +203,18 @@ class _Evaluator:
         self, seed: int, instruction: str | None, on_step: Callable[[Any], None] | None = None
     ) -> EpisodeResult:
         self.generator.manual_seed(seed)
-        return run_episode(
-            self.world,
-            _Sampler(self.policy, self.settings["flow_steps"], self.generator),
-            seed=seed,
-            instruction=instruction,
-            execute_steps=self.settings["execute_steps"],
-            timeout_s=self.settings["timeout"],
-            on_step=on_step,
-        )
+        settings = self.settings
+        sampler = _Sampler(self.policy, settings["flow_steps"], self.generator)
+        common: dict[str, Any] = {
+            "seed": seed,
+            "instruction": instruction,
+            "timeout_s": settings["timeout"],
+            "on_step": on_step,
+        }
+        if settings["latency_ms"] is None:
+            return run_episode(self.world, sampler, execute_steps=settings["execute_steps"], **common)
+        timing = Timing(settings["latency_ms"] / 1000, 1 / settings["replan_hz"], settings["blend_ms"] / 1000)
+        return run_episode_in_time(self.world, sampler, self.embodiment, timing=timing, **common)
 
     def _row(self, result: EpisodeResult) -> dict[str, Any]:
         return {**result.to_dict(), "target": self.world.scene_state().target}
