@@ -62,6 +62,9 @@ CONVENTION_KINDS: dict[str, tuple[str, frozenset[str]]] = {
     "delta_eef": ("eef_delta", frozenset({"joint_position", "joint_delta", "eef_pose"})),
     "base_velocity": ("base_twist", ARM_KINDS),
     "waypoint": ("waypoint", ARM_KINDS),
+    # The policy's chunk is relative to the state at its first frame; data and commands are absolute (conventions.py).
+    "relative_joint": ("joint_position", frozenset({"joint_delta", "eef_pose", "eef_delta"})),
+    "relative_eef": ("eef_pose", frozenset({"joint_position", "joint_delta", "eef_delta"})),
 }
 ODOMETRY_FIELDS = ("x", "y", "z", "yaw", "vx", "vy", "wz")
 TWIST_FIELDS = ("vx", "vy", "vz", "wx", "wy", "wz")
@@ -104,8 +107,20 @@ class ControlSpec:
     controller_rate_hz: float = field(
         metadata=doc("Rate of the controller's loop; it interpolates between actions.", exclusive_minimum=0.0)
     )
-    convention: Literal["absolute_joint", "delta_joint", "absolute_eef", "delta_eef", "base_velocity", "waypoint"] = (
-        field(metadata=doc("Action convention the datasets of this robot use."))
+    convention: Literal[
+        "absolute_joint",
+        "delta_joint",
+        "absolute_eef",
+        "delta_eef",
+        "base_velocity",
+        "waypoint",
+        "relative_joint",
+        "relative_eef",
+    ] = field(
+        metadata=doc(
+            "Action convention of the policy. With relative_* and waypoint a chunk is relative to the state at its "
+            "first frame, while datasets and commands hold absolute values."
+        )
     )
 
 

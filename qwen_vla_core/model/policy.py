@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
+from qwen_vla_core.actions.conventions import relative_parts, to_absolute
 from qwen_vla_core.actions.normalize import Quantiles
 from qwen_vla_core.embodiment import Embodiment, build_prompt
 from qwen_vla_core.errors import UserError
@@ -326,10 +327,12 @@ class QwenVLA(nn.Module):
     def postprocess(
         self, chunk_hk: torch.Tensor, observation: Observation, embodiment: str | None = None
     ) -> ActionChunk:
-        """One normalised chunk (H, K) → actions in the robot's channel units."""
+        """One normalised chunk (H, K) → absolute actions in the robot's channel units, whatever the convention."""
         robot = self.embodiment(embodiment)
         quantiles = self.embodiment_stats(robot.name).action
         actions = quantiles.denormalize(chunk_hk[:, : len(robot.channels)].double().cpu().numpy())
+        parts = relative_parts(robot.control.convention, robot.actions, robot.state)
+        actions = to_absolute(parts, actions, observation.state)
         return ActionChunk(actions, tuple(robot.channels), observation.stamp_ns, 1.0 / robot.control.frequency_hz)
 
     @torch.no_grad()

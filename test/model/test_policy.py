@@ -35,6 +35,21 @@ def test_predict_gives_a_chunk_in_channel_units(policy: QwenVLA, observe: Observ
     assert chunk.actions_hc.max() <= 1.5
 
 
+def test_a_relative_convention_still_gives_absolute_targets(
+    make_policy: Make, observe: Observe, aloha: Embodiment, stats: Stats
+) -> None:
+    policy, observation = make_policy(), observe()
+    absolute = policy.postprocess(torch.zeros(16, 64), observation).actions_hc
+    control = dataclasses.replace(aloha.control, convention="relative_joint")
+    policy.add_embodiment(dataclasses.replace(aloha, control=control), stats)
+    relative = policy.postprocess(torch.zeros(16, 64), observation).actions_hc
+    groups = {channel: group.kind for group in aloha.actions for channel in group.channels}
+    measured = dict(zip(aloha.state_channels, observation.state, strict=True))
+    moved = [measured[channel] if groups[channel] == "joint_position" else 0.0 for channel in aloha.channels]
+    assert np.count_nonzero(moved) == 12
+    np.testing.assert_allclose(relative - absolute, np.tile(moved, (16, 1)), atol=1e-12)
+
+
 def test_the_same_noise_gives_the_same_chunk_and_other_noise_another(policy: QwenVLA, observe: Observe) -> None:
     def seeded(seed: int) -> np.ndarray:
         return policy.predict(observe(), generator=torch.Generator().manual_seed(seed)).actions_hc
