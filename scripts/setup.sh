@@ -29,7 +29,7 @@ missing_libraries() { # the shared objects that headless rendering and OpenCV lo
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "setup: Python 3.10 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }
 
-extras="sim,train,dev"
+extras="sim,train,data,ray,dev"
 venv_flags=()
 ros="PyPI wheels"
 if [ -n "${ROS_DISTRO:-}" ] && "$python" -c 'import rclpy' 2>/dev/null; then
