@@ -229,7 +229,8 @@ def _sketch_shard(dataset: ActionDataset, episodes: Sequence[int]) -> dict[str, 
         for column, sketch in enumerate(sketches[side]):
             sketch.add(together[:, column])
 
-    states, actions = [], []
+    states: list[np.ndarray] = []
+    actions: list[np.ndarray] = []
     for episode in episodes:
         rows = dataset.rows(episode)
         for side, values, kept in (("state", rows.state, states), ("action", rows.action, actions)):
