@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from qwen_vla_core.interfaces import Observation
+
 Turns = tuple[tuple[str, str], ...]
 
 
@@ -74,8 +76,11 @@ Sample = ActionSample | TextSample
 class TextDataset(Protocol):
     """Conversations of one corpus. Opened cheaply; pictures are read when asked for; safe to open in every worker."""
 
-    name: str
-    family: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -103,3 +108,84 @@ class SampleBatch:
 
     step: int
     samples: Sequence[Sample]
+
+
+@dataclass(frozen=True)
+class RobotInputs:
+    """The action samples of one embodiment in a batch, as ``QwenVLA.collate`` takes them; B of them.
+
+    Attributes:
+        embodiment: their robot.
+        rows: their B positions in the batch.
+        observations: B observations.
+        actions_bhc: (B, H, c) float32; H is the longest of them.
+        step_mask_bh: (B, H) bool, False on what a shorter one lacks.
+    """
+
+    embodiment: str
+    rows: tuple[int, ...]
+    observations: tuple[Observation, ...]
+    actions_bhc: np.ndarray
+    step_mask_bh: np.ndarray
+
+
+@dataclass(frozen=True)
+class PolicyInputs:
+    """A batch as the model takes it.
+
+    Attributes:
+        robots: one entry per embodiment, in the order of appearance.
+        text_rows: positions of the conversations in the batch.
+        conversations: what ``Processor.collate`` takes: images, prompt, turns.
+    """
+
+    robots: tuple[RobotInputs, ...]
+    text_rows: tuple[int, ...]
+    conversations: tuple[tuple[Mapping[str, np.ndarray], str, Turns], ...]
+
+
+def policy_inputs(samples: Sequence[Sample]) -> PolicyInputs:
+    """Sorts a mixed batch by what the model does with it.
+
+    A single frame per view becomes a plain picture, as at run time.
+    """
+    by_robot: dict[str, list[tuple[int, ActionSample]]] = {}
+    texts: list[tuple[int, TextSample]] = []
+    for row, sample in enumerate(samples):
+        if isinstance(sample, ActionSample):
+            by_robot.setdefault(sample.embodiment, []).append((row, sample))
+        else:
+            texts.append((row, sample))
+    return PolicyInputs(
+        robots=tuple(_robot_inputs(name, members) for name, members in by_robot.items()),
+        text_rows=tuple(row for row, _ in texts),
+        conversations=tuple(_conversation(sample) for _, sample in texts),
+    )
+
+
+def _robot_inputs(name: str, members: Sequence[tuple[int, ActionSample]]) -> RobotInputs:
+    horizon = max(len(sample.actions_hc) for _, sample in members)
+    actions = np.zeros((len(members), horizon, members[0][1].actions_hc.shape[1]), np.float32)
+    mask = np.zeros(actions.shape[:2], bool)
+    for i, (_, sample) in enumerate(members):
+        actions[i, : len(sample.actions_hc)] = sample.actions_hc
+        mask[i, : len(sample.actions_hc)] = sample.step_mask_h
+    return RobotInputs(
+        embodiment=name,
+        rows=tuple(row for row, _ in members),
+        observations=tuple(
+            Observation(_pictures(sample.images), sample.state.astype(np.float64), sample.instruction)
+            for _, sample in members
+        ),
+        actions_bhc=actions,
+        step_mask_bh=mask,
+    )
+
+
+def _conversation(sample: TextSample) -> tuple[Mapping[str, np.ndarray], str, Turns]:
+    (question, answer), *rest = sample.turns
+    return _pictures(sample.images), question, (("", answer), *rest)
+
+
+def _pictures(images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {view: frames[0] if len(frames) == 1 else frames for view, frames in images.items()}

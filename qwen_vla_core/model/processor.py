@@ -111,7 +111,8 @@ class Sample:
     """One conversation.
 
     Attributes:
-        images: view → (height, width, 3) uint8 RGB, in the order the model sees them; empty for text only.
+        images: view → (height, width, 3) uint8 RGB, or (n, height, width, 3) for several frames of one view, oldest
+            first; in the order the model sees them; empty for text only.
         prompt: the first user turn after the views.
         turns: (question, answer) pairs after the context. An empty first question means that the answer replies to the
             prompt itself, as in VQA: ``Sample(images, question, (("", answer),))``.
@@ -224,16 +225,15 @@ class Processor:
         """Tokens of a picture with this patch grid."""
         return grid[0] * grid[1] // self.image.merge_size**2
 
-    def view_ids(self, view: str, tokens: int) -> list[int]:
-        """``<|view_start|><|vision_start|>`` picture ``<|vision_end|><|view_end|>`` as ids."""
+    def view_ids(self, view: str, tokens: int, frames: int = 1) -> list[int]:
+        """``<|view_start|>``, per frame ``<|vision_start|>`` picture ``<|vision_end|>``, ``<|view_end|>`` as ids."""
         start, end = view_tokens(view)
-        return [
-            self.token_id(start),
+        picture = [
             self.token_id("<|vision_start|>"),
             *[self.token_id("<|image_pad|>")] * tokens,
             self.token_id("<|vision_end|>"),
-            self.token_id(end),
         ]
+        return [self.token_id(start), *picture * frames, self.token_id(end)]
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """A right-padded batch.
@@ -243,12 +243,12 @@ class Processor:
             action decoder may see), labels (B, L) with -100 outside answers; with pictures also pixel_values
             (patches, n) and image_grid_thw (images, 3).
         """
-        patches, grids = self._patches([image for sample in samples for image in sample.images.values()])
+        patches, grids = self._patches([frame for sample in samples for frame in _frames(sample.images)])
         sequences, first = [], 0
         for sample in samples:
-            sample_grids = grids[first : first + len(sample.images)]
-            first += len(sample.images)
-            sequences.append(self._conversation(sample, sample_grids))
+            count = len(_frames(sample.images))
+            sequences.append(self._conversation(sample, grids[first : first + count]))
+            first += count
         length = max(len(ids) for ids, _, _ in sequences)
         pad = self.tokenizer.pad_token_id
         pad = self.token_id("<|endoftext|>") if pad is None else pad
@@ -289,10 +289,13 @@ class Processor:
                 parts[index], grids[index] = patches[position], grid
         return (torch.cat(parts) if parts else torch.empty(0)), grids
 
-    def _views(self, views: Sequence[str], grids: Sequence[tuple[int, int]]) -> list[int]:
+    def _views(self, images: Mapping[str, np.ndarray], grids: Sequence[tuple[int, int]]) -> list[int]:
         ids: list[int] = []
-        for view, grid in zip(views, grids, strict=True):
-            ids += self.view_ids(view, self.image_tokens(grid))
+        first = 0
+        for view, image in images.items():
+            frames = len(image) if image.ndim == 4 else 1
+            ids += self.view_ids(view, self.image_tokens(grids[first]), frames)
+            first += frames
         return ids
 
     def _conversation(self, sample: Sample, grids: list[tuple[int, int]]) -> tuple[list[int], list[int], int]:
@@ -301,7 +304,7 @@ class Processor:
         to_answer = encode("<|im_end|>\n<|im_start|>assistant\n")
         ids = [
             *encode("<|im_start|>user\n"),
-            *self._views(list(sample.images), grids),
+            *self._views(sample.images, grids),
             *encode(sample.prompt),
             *to_answer,
         ]
@@ -329,8 +332,8 @@ class Processor:
             enable_thinking=False,
         )
         before, after = str(rendered).split(marker)
-        patches, grids = self._patches(list(images.values()))
-        ids = torch.tensor([[*self._encode(before), *self._views(list(images), grids), *self._encode(after)]])
+        patches, grids = self._patches(_frames(images))
+        ids = torch.tensor([[*self._encode(before), *self._views(images, grids), *self._encode(after)]])
         inputs = {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
@@ -340,3 +343,8 @@ class Processor:
             inputs["pixel_values"] = patches
             inputs["image_grid_thw"] = torch.tensor([(1, *grid) for grid in grids])
         return inputs
+
+
+def _frames(images: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Every picture of every view, one by one."""
+    return [frame for image in images.values() for frame in (image if image.ndim == 4 else (image,))]

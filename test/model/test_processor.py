@@ -32,6 +32,19 @@ def test_view_tokens_are_single_tokens_around_their_picture(processor: Processor
     assert tokens.index("<|ego_end|>") < tokens.index("<|cam_left_wrist_start|>")
 
 
+def test_several_frames_of_a_view_lie_between_its_tokens_in_time_order(processor: Processor) -> None:
+    film = np.stack([picture(seed=1), picture(seed=2)])
+    several = processor.collate(
+        [Sample({"ego": film, "cam_left_wrist": picture()}, "go"), Sample({"ego": film[1]}, "")]
+    )
+    tokens = processor.tokenizer.convert_ids_to_tokens(several["input_ids"][0].tolist())
+    frame = ["<|vision_start|>", *["<|image_pad|>"] * 12, "<|vision_end|>"]
+    assert tokens[tokens.index("<|ego_start|>") + 1 : tokens.index("<|ego_end|>")] == frame * 2
+    assert len(several["image_grid_thw"]) == 4
+    patches = several["pixel_values"].reshape(4, -1)
+    assert torch.equal(patches[1], patches[3]) and not torch.equal(patches[0], patches[1])
+
+
 def test_token_ids_equal_those_of_the_whole_text_tokenised_at_once(processor: Processor) -> None:
     batch = processor.collate(
         [Sample({"ego": picture()}, "pick up the red cube", (("Where?", "row 3"), ("And?", "no")))]

@@ -1,0 +1,154 @@
+"""A mixture recipe: one YAML that says which datasets train which family, and how often each is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from qwen_vla_core.data.contract import FAMILIES, PUBLISHED_MIXTURE, TEXT_FAMILIES
+from qwen_vla_core.embodiment.errors import did_you_mean
+from qwen_vla_core.embodiment.parse import NodeParser
+from qwen_vla_core.embodiment.spec import doc
+from qwen_vla_core.embodiment.yamlpos import compose, read_text
+
+Level = Literal["dataset", "embodiment", "task"]
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One named source."""
+
+    path: str = field(metadata=doc("Dataset folder, relative to `root`; for conversations also a .jsonl file."))
+    weight: float = field(
+        default=1.0, metadata=doc("Makes each of its samples this many times as likely.", exclusive_minimum=0.0)
+    )
+    embodiment: str | None = field(
+        default=None,
+        metadata=doc("Shipped name or YAML of the robot; default: the contract that the dataset carries."),
+    )
+
+
+@dataclass(frozen=True)
+class FamilySpec:
+    """One family of the mixture."""
+
+    name: str = field(metadata=doc(f"One of {', '.join(FAMILIES)}."))
+    datasets: tuple[DatasetSpec, ...] = field(metadata=doc("The family's sources."))
+    weight: float | None = field(
+        default=None, metadata=doc("Share of every minibatch; default: the published percentage.", exclusive_minimum=0)
+    )
+    balance: tuple[Level, ...] = field(
+        default=("embodiment", "task"),
+        metadata=doc("What is drawn in turn before a sample is: dataset, embodiment, task [P]; []: by size alone."),
+    )
+    temperature: float | None = field(
+        default=None,
+        metadata=doc(
+            "How much size counts in `balance`: shares go with size^(1/temperature); 1: fully; default: not at all.",
+            minimum=1.0,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class MixtureRecipe:
+    """What every minibatch consists of."""
+
+    batch_size: int = field(metadata=doc("Samples per minibatch, over all ranks.", minimum=1))
+    families: tuple[FamilySpec, ...] = field(metadata=doc("Families with data."))
+    absent: tuple[str, ...] = field(
+        default=(), metadata=doc("Published families that are left out on purpose; the others share their weight.")
+    )
+    seed: int = field(default=0, metadata=doc("Decides every draw.", minimum=0))
+    root: str = field(default=".", metadata=doc("Folder that paths start from, relative to this file."))
+    description: str = field(default="", metadata=doc("For humans."))
+    source: str = field(default="<recipe>", compare=False, metadata=doc("", internal=True))
+    lines: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False, metadata=doc("", internal=True))
+
+    def where(self, key: str) -> str:
+        """``file:line: key`` for errors about a key that were found after parsing."""
+        line = dict(self.lines).get(key)
+        return f"{self.source}:{line}: {key}" if line else f"{self.source}: {key}"
+
+    def folder(self, dataset: DatasetSpec) -> Path:
+        """Where a source lies."""
+        base = Path(self.source).parent if Path(self.source).suffix else Path()
+        return base / Path(self.root).expanduser() / Path(dataset.path).expanduser()
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Weight of each of ``families``: its own or the published percentage."""
+        return tuple(PUBLISHED_MIXTURE.get(f.name, 0.0) if f.weight is None else f.weight for f in self.families)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of each of ``families``; they add up to 1."""
+        return tuple(weight / sum(self.weights) for weight in self.weights)
+
+
+def load_mixture(path: str | Path) -> MixtureRecipe:
+    """Reads a recipe.
+
+    Raises:
+        UserError: with file, line, key and the fix: an unknown key or family, a family twice or without a source, a
+            published family that is neither given nor listed as absent, a family without a weight.
+    """
+    source = str(path)
+    return parse_mixture(compose(read_text(Path(path), source), source), source)
+
+
+def parse_mixture(node: yaml.Node, source: str) -> MixtureRecipe:
+    """A recipe that may also be a part of another YAML; see ``load_mixture``."""
+    parser = NodeParser(source)
+    recipe = parser.dataclass(MixtureRecipe, node, "")
+    _check(recipe, parser)
+    return MixtureRecipe(
+        batch_size=recipe.batch_size,
+        families=recipe.families,
+        absent=recipe.absent,
+        seed=recipe.seed,
+        root=recipe.root,
+        description=recipe.description,
+        source=source,
+        lines=tuple(parser.lines.items()),
+    )
+
+
+def _check(recipe: MixtureRecipe, parser: NodeParser) -> None:
+    if not recipe.families:
+        parser.fail("families", "no families", "name at least one, with its datasets")
+    given: dict[str, int] = {}
+    for i, family in enumerate(recipe.families):
+        key = f"families[{i}]"
+        if family.name not in FAMILIES:
+            parser.fail(f"{key}.name", f"'{family.name}' is no family", did_you_mean(family.name, FAMILIES))
+        if family.name in given:
+            parser.fail(f"{key}.name", f"'{family.name}' is already families[{given[family.name]}]", "merge the two")
+        given[family.name] = i
+        if family.name in recipe.absent:
+            parser.fail(f"{key}.name", f"'{family.name}' is also listed under absent", "keep one of the two")
+        if not family.datasets:
+            parser.fail(
+                f"{key}.datasets", f"family '{family.name}' has no data", "name a source, or list it under absent"
+            )
+        if family.weight is None and family.name not in PUBLISHED_MIXTURE:
+            parser.fail(f"{key}.weight", f"'{family.name}' has no published share", "add 'weight: …' in percent")
+        if len(set(family.balance)) < len(family.balance):
+            parser.fail(f"{key}.balance", "names a level twice", "name each level once")
+        if family.name in TEXT_FAMILIES:
+            for j, dataset in enumerate(family.datasets):
+                if dataset.embodiment is not None:
+                    parser.fail(f"{key}.datasets[{j}].embodiment", "conversations have no embodiment", "remove the key")
+    for i, name in enumerate(recipe.absent):
+        if name not in FAMILIES:
+            parser.fail(f"absent[{i}]", f"'{name}' is no family", did_you_mean(name, FAMILIES))
+    silent = [name for name in PUBLISHED_MIXTURE if name not in given and name not in recipe.absent]
+    if silent:
+        parser.fail(
+            "families",
+            f"the published mixture also has {', '.join(silent)}",
+            f"give them data, or say that they are left out: absent: [{', '.join([*recipe.absent, *silent])}]",
+        )
