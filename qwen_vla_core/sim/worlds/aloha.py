@@ -5,14 +5,18 @@ from __future__ import annotations
 import atexit
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import mujoco
 import numpy as np
 
+from qwen_vla_core.sim.domain import FIELDS, DomainConfig
+from qwen_vla_core.sim.domain import apply as apply_domain
 from qwen_vla_core.sim.randomize import COLOURS, CubeLayout, RandomizationConfig, sample_cubes
 from qwen_vla_core.sim.state import CubeState, GripperState, SceneState, project
 from qwen_vla_core.sim.tasks import TASKS, Task, TaskName, parse_instruction, phrase
-from qwen_vla_core.sim.worlds.scene import ARMS, CAMERAS, CUBE_HALF, PARKING_Z, build_model
+from qwen_vla_core.sim.worlds.scene import ARMS, CAMERAS, PARKING_Z, build_model
 
 JOINTS: tuple[str, ...] = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 START_ARM = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0)  # radians
@@ -43,16 +47,33 @@ class AlohaWorld:
     channels: tuple[str, ...] = tuple(f"{arm}_{joint}" for arm in ARMS for joint in (*JOINTS, "gripper"))
     views: tuple[str, ...] = tuple(CAMERAS)
 
-    def __init__(self, *, tasks: Sequence[TaskName] = TASKS, randomize: RandomizationConfig | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[TaskName] = TASKS,
+        randomize: RandomizationConfig | None = None,
+        domain: DomainConfig | None = None,
+    ) -> None:
         """Builds the scene; call ``reset`` before anything else.
 
         Args:
             tasks: from which ``reset`` draws when no instruction is given.
             randomize: what differs between seeds; everything by default.
+            domain: full domain randomisation on top; its camera and start pose ranges replace those of ``randomize``.
         """
         self.tasks: tuple[TaskName, ...] = tuple(tasks)
         self.randomize = randomize or RandomizationConfig()
-        self.model = build_model()
+        self.domain = domain
+        if domain is not None:
+            self.randomize = replace(
+                self.randomize,
+                camera_shift=domain.camera_shift,
+                camera_turn=domain.camera_turn,
+                camera_fovy=domain.camera_fovy,
+                start_pose=domain.start_pose,
+            )
+        self.domain_drawn: dict[str, Any] = {}  # this episode's, as plain JSON
+        self.model = build_model(materials=domain is not None)
         self.data = mujoco.MjData(self.model)
         self.instruction = ""
         self.task = Task("pick", COLOURS[0])
@@ -60,7 +81,7 @@ class AlohaWorld:
         m = self.model
         self._as_built = {
             name: getattr(m, name).copy()
-            for name in ("geom_rgba", "light_dir", "light_diffuse", "cam_pos", "cam_quat", "cam_fovy")
+            for name in ("geom_rgba", "light_dir", "light_diffuse", "cam_pos", "cam_quat", "cam_fovy", *FIELDS)
         }
         self._headlight = m.vis.headlight.ambient.copy(), m.vis.headlight.diffuse.copy()
         self._arm_qpos = {
@@ -106,6 +127,8 @@ class AlohaWorld:
         self.task, self.instruction = asked, instruction or ""
         mujoco.mj_resetData(self.model, self.data)
         self._paint(cubes, rng)
+        if self.domain is not None:
+            self._vary(self.domain, np.random.default_rng([seed, 4]))
         self._place(cubes, rng)
         mujoco.mj_forward(self.model, self.data)
         self._layout = {cube.colour: cube for cube in cubes}
@@ -143,6 +166,18 @@ class AlohaWorld:
         for cube in cubes:
             m.geom_rgba[self._geom_of(cube.colour), :3] = cube.rgb
 
+    def _vary(self, domain: DomainConfig, rng: np.random.Generator) -> None:
+        """The wider ranges of domain randomisation, dynamics included."""
+        names = tuple(f"cube_{colour}" for colour in COLOURS)
+        dofs = np.concatenate([self._arm_qpos[arm] for arm in ARMS])
+        self.domain_drawn = apply_domain(self.model, domain, rng, names, dofs)
+        mujoco.mj_setConst(self.model, self.data)
+        mujoco.mj_resetData(self.model, self.data)
+
+    def _half(self, colour: str) -> float:
+        """Half of a cube's edge in metres."""
+        return float(self.model.geom_size[self._geom_of(colour), 0])
+
     def _place(self, cubes: Sequence[CubeLayout], rng: np.random.Generator) -> None:
         """Arms at their start pose with open grippers, cubes at rest on the table, absent cubes on the shelf."""
         start = np.array(START_ARM)
@@ -155,7 +190,8 @@ class AlohaWorld:
             at = self._cube_qpos[colour]
             cube = places.get(colour)
             x, y = cube.xy if cube else (0.15 * (index - 1), 0.0)
-            z, yaw = (CUBE_HALF, cube.yaw) if cube else (PARKING_Z + CUBE_HALF, 0.0)
+            half = self._half(colour)
+            z, yaw = (half, cube.yaw) if cube else (PARKING_Z + half, 0.0)
             self.data.qpos[at : at + 7] = (x, y, z, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
 
     @staticmethod
@@ -190,11 +226,12 @@ class AlohaWorld:
     def _judge(self) -> None:
         touching = self.touching()
         for colour in self._layout:
-            lifted = self.cube_position(colour)[2] >= CUBE_HALF + LIFTED and any(touching[arm, colour] for arm in ARMS)
+            high = self.cube_position(colour)[2] >= self._half(colour) + LIFTED
+            lifted = high and any(touching[arm, colour] for arm in ARMS)
             self._lifted_for[colour] = self._lifted_for[colour] + 1 if lifted else 0
         giver, receiver = self.arm, ARMS[1 - ARMS.index(self.arm)]
         colour = self.task.colour
-        up = self.cube_position(colour)[2] >= CUBE_HALF + LIFTED
+        up = self.cube_position(colour)[2] >= self._half(colour) + LIFTED
         if self.task.name == "pick":
             done = up and bool(touching[giver, colour])
         else:
@@ -311,7 +348,7 @@ class AlohaWorld:
         """Whether a ray from the camera reaches the cube before anything else (its centre or its top)."""
         eye = self.data.cam_xpos[self.model.camera(CAMERAS[view]).id]
         centre, hit = self.cube_position(colour), np.zeros(1, np.int32)
-        for point in (centre, centre + np.array([0, 0, 0.9 * CUBE_HALF])):
+        for point in (centre, centre + np.array([0, 0, 0.9 * self._half(colour)])):
             mujoco.mj_ray(self.model, self.data, eye, point - eye, None, 1, -1, hit)
             if hit[0] == self._geom_of(colour):
                 return True

@@ -12,6 +12,7 @@ from pathlib import Path
 import mujoco
 
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.sim.domain import add_materials
 from qwen_vla_core.sim.randomize import COLOURS, PLAIN_RGB
 
 ARMS: tuple[str, str] = ("left", "right")
@@ -56,8 +57,12 @@ def _cross(a: list[float] | tuple[float, ...], b: list[float] | tuple[float, ...
     return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
 
 
-def build_model() -> mujoco.MjModel:
-    """Compiles the scene: two arms, a table, three cubes (one colour each), three cameras, no shadows."""
+def build_model(*, materials: bool = False) -> mujoco.MjModel:
+    """Compiles the scene: two arms, a table, three cubes (one colour each), three cameras, no shadows.
+
+    Args:
+        materials: also the patterns that domain randomisation chooses from.
+    """
     spec = mujoco.MjSpec.from_file(str(asset_folder() / "bimanual_viperx_transfer_cube.xml"))
     spec.visual.quality.shadowsize = 0  # shadows cost nine tenths of the rendering time
     spec.visual.quality.offsamples = 0
@@ -101,4 +106,6 @@ def build_model() -> mujoco.MjModel:
             solimp=[2, 1, 0.01, 0.5, 2],
             solref=[0.01, 1],
         )
+    if materials:
+        add_materials(spec)
     return spec.compile()
