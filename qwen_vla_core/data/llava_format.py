@@ -34,7 +34,7 @@ class Record:
         views: per picture the name of its view; ``image`` (``image_1``, ``image_2``, … if several) without one.
         turns: (question, answer) pairs without markers; where a picture stood inside a sentence, its name does.
         task: what balanced sampling may tell apart, such as a question's category; may be empty.
-        times: seconds per picture, the last frame being 0; empty where unknown.
+        times: seconds per picture on one clock, in driving 0 is now; empty where unknown.
     """
 
     id: str

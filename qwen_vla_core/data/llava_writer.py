@@ -104,10 +104,12 @@ def write_dataset(
         progress: show a bar.
 
     Returns:
-        JSON summary: samples, dropped, reasons with counts, parts that were there already.
+        JSON summary: ``converted`` (conversations), ``dropped`` (a list of item and reason), tasks with counts, parts
+        that were there already.
 
     Raises:
-        UserError: the folder holds something else, or nothing at all could be converted.
+        UserError: the folder holds something else, or this conversion but ``options.resume`` is False; or nothing at
+            all could be converted.
     """
     described = described_coordinates(options)
     limit = option(options, "limit")
@@ -125,6 +127,8 @@ def write_dataset(
         "drafts": hashlib.sha256(repr(drafts).encode()).hexdigest(),
         "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
     }
+    if option(options, "resume") is False and ((out / CONTRACT_FILE).is_file() or (out / STATE_FILE).is_file()):
+        raise UserError(f"{out}: exists; add --resume to go on with it, or choose another folder")
     summary = _finished(out, state)
     if summary is not None:
         return summary
@@ -158,7 +162,7 @@ def _finished(out: Path, state: Mapping[str, Any]) -> dict[str, Any] | None:
         raise UserError(f"{sidecar}: damaged ({error}); remove {out} and convert again") from None
     if about.get("state") != json.loads(json.dumps(state)):
         raise UserError(f"{out}: holds another conversion; choose another folder or remove this one")
-    return {**about["summary"], "resumed": True}
+    return {**about["summary"], "dropped": _dropped(out), "resumed": True}
 
 
 def _begin(out: Path, state: Mapping[str, Any]) -> set[int]:
@@ -185,7 +189,7 @@ def _write_part(out: str, described: Mapping[str, Any], how: str, part: _Part) -
         try:
             lines.append(json.dumps(_render(draft, folder, target, how, sizes), ensure_ascii=False))
         except (PictureError, ValueError) as error:
-            dropped.append(json.dumps({"id": draft.id, "where": draft.where, "reason": str(error)}, ensure_ascii=False))
+            dropped.append(json.dumps({"item": draft.where, "id": draft.id, "reason": str(error)}, ensure_ascii=False))
         except OSError as error:
             raise UserError(f"{folder}: cannot write ({error.strerror}); make room and run the same again") from None
     stem = folder / PARTS / f"{part.number:06d}"
@@ -284,26 +288,18 @@ def _finish(out: Path, state: Mapping[str, Any], parts: int, resumed: int) -> di
                     tasks[record.task] += 1
                     samples += 1
                     file.write(line)
-    reasons: Counter[str] = Counter()
     with _joined(out / DROPPED_FILE) as file:
         for number in numbers:
-            with (out / PARTS / f"{number:06d}.dropped").open(encoding="utf-8") as part:
-                for line in part:
-                    reasons[_kind(json.loads(line)["reason"])] += 1
-                    file.write(line)
+            file.write((out / PARTS / f"{number:06d}.dropped").read_text(encoding="utf-8"))
+    dropped = _dropped(out)
     if not samples:
-        with (out / DROPPED_FILE).open(encoding="utf-8") as file:
-            first = json.loads(file.readline())
         raise UserError(
-            f"{first['where']}: {first['reason']}; nothing could be converted, see {out / DROPPED_FILE} "
-            f"({sum(reasons.values())} dropped)"
+            f"{dropped[0]['item']}: {dropped[0]['reason']}; nothing could be converted, "
+            f"{out / DROPPED_FILE} lists all {len(dropped)}"
         )
     summary = {
-        "out": str(out),
         "family": state["family"],
-        "samples": samples,
-        "dropped": sum(reasons.values()),
-        "reasons": dict(reasons.most_common()),
+        "converted": samples,
         "tasks": {task: count for task, count in tasks.most_common() if task},
         "resumed_parts": resumed,
     }
@@ -320,7 +316,12 @@ def _finish(out: Path, state: Mapping[str, Any], parts: int, resumed: int) -> di
     }
     atomic_write_json(out / CONTRACT_FILE, about)
     shutil.rmtree(out / PARTS)
-    return summary
+    return {**summary, "dropped": dropped}
+
+
+def _dropped(out: Path) -> list[dict[str, str]]:
+    with (out / DROPPED_FILE).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 @contextlib.contextmanager
@@ -338,9 +339,3 @@ def _joined(path: Path) -> Any:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _kind(reason: str) -> str:
-    """A reason without what is particular about it, for counting."""
-    words = [word for word in reason.split(" (")[0].split() if "/" not in word and not any(c.isdigit() for c in word)]
-    return " ".join(words)

@@ -65,10 +65,10 @@ def drivelm(folder: Path) -> Path:
 def test_drivelm_shows_six_tagged_views_and_keeps_its_categories(tmp_path: Path) -> None:
     src = drivelm(tmp_path)
     summary = convert("driving_vqa", src, tmp_path / "out", "--images", str(tmp_path / "nuscenes"))
-    assert (summary["family"], summary["samples"], summary["dropped"]) == ("driving_vqa", 4, 1)
+    assert (summary["family"], summary["converted"], len(summary["dropped"])) == ("driving_vqa", 4, 1)
     assert summary["tasks"] == {"perception": 2, "planning": 1, "behavior": 1}
     (dropped,) = read_lines(tmp_path / "out/dropped.jsonl")
-    assert dropped["reason"] == "has no answer" and dropped["where"].endswith(".QA.perception[2]")
+    assert dropped["reason"] == "has no answer" and dropped["item"].endswith(".QA.perception[2]")
     data = LlavaDataset.open(tmp_path / "out")
     assert data.views == tuple(camera.lower() for camera in CAMERAS)
     value = data.raw(0)["conversations"][0]["value"]
@@ -170,7 +170,7 @@ def nuscenes_qa(folder: Path, tables: str = "v1.0-trainval") -> Path:
 def test_nuscenes_qa_finds_its_pictures_in_the_tables(tmp_path: Path) -> None:
     src = nuscenes_qa(tmp_path)
     summary = convert("driving_vqa", src, tmp_path / "out", "--frames", "2")
-    assert (summary["samples"], summary["tasks"]) == (2, {"exist": 1, "count": 1})
+    assert (summary["converted"], summary["tasks"]) == (2, {"exist": 1, "count": 1})
     (dropped,) = read_lines(tmp_path / "out/dropped.jsonl")
     assert dropped["reason"].startswith("sample sample-9 has no key frame of CAM_FRONT, ")
     data = LlavaDataset.open(tmp_path / "out")
@@ -189,7 +189,7 @@ def test_nuscenes_tables_are_found_or_named(tmp_path: Path) -> None:
     write_json(tmp_path / "v1.0-mini/sample_data.json", [])
     with pytest.raises(UserError, match="holds 2 sets of nuScenes tables; name the folder of one with --tables"):
         convert("driving_vqa", src, tmp_path / "out")
-    assert convert("driving_vqa", src, tmp_path / "out", "--tables", str(tmp_path / "v1.0-trainval"))["samples"] == 2
+    assert convert("driving_vqa", src, tmp_path / "out", "--tables", str(tmp_path / "v1.0-trainval"))["converted"] == 2
     with pytest.raises(UserError, match=r"sample\.json: cannot be read"):
         convert("driving_vqa", src, tmp_path / "out2", "--tables", str(tmp_path))
     table = tmp_path / "v1.0-trainval/sample_data.json"

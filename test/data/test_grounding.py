@@ -148,7 +148,7 @@ def coco(folder: Path) -> dict[str, Any]:
 def test_coco_detection_lists_every_instance_but_no_crowds(tmp_path: Path) -> None:
     src = write_json(tmp_path / "instances_val2017.json", coco(tmp_path))
     summary = convert("grounding", src, tmp_path / "out")
-    assert (summary["family"], summary["samples"], summary["dropped"]) == ("spatial_grounding", 1, 1)
+    assert (summary["family"], summary["converted"], len(summary["dropped"])) == ("spatial_grounding", 1, 1)
     question, answer = LlavaDataset.open(tmp_path / "out").sample(0).turns[0]
     assert question == (
         "Locate every instance that belongs to the following categories: 'bottle, dining table'. "
@@ -196,7 +196,7 @@ def test_bad_boxes_are_dropped_with_their_reason(box: list[float], reason: str, 
     convert("grounding", write_json(tmp_path / "a.json", corpus), tmp_path / "out")
     (dropped,) = read_lines(tmp_path / "out/dropped.jsonl")
     assert dropped["id"] == "detect-397133" and reason in dropped["reason"]
-    at = int(dropped["where"].split(":")[1])
+    at = int(dropped["item"].split(":")[1])
     assert '"file_name": "000000397133.jpg"' in "".join((tmp_path / "a.json").read_text().splitlines()[at - 1 : at + 4])
 
 
@@ -229,7 +229,7 @@ def test_refcoco_references_become_one_question_per_sentence(tmp_path: Path) -> 
     ]
     src = write_json(tmp_path / "refs(unc).json", refs)
     summary = convert("grounding", src, tmp_path / "out", "--split", "train")
-    assert (summary["samples"], summary["dropped"], summary["tasks"]) == (1, 1, {"refer": 1})
+    assert (summary["converted"], len(summary["dropped"]), summary["tasks"]) == (1, 1, {"refer": 1})
     question, answer = LlavaDataset.open(tmp_path / "out").sample(0).turns[0]
     assert question == "Locate the bottle on the right in this image and output the bbox coordinates in JSON format."
     assert parse_boxes(answer) == [([609, 327, 1000, 827], "the bottle on the right")]

@@ -169,13 +169,13 @@ def test_a_llava_file_is_converted_and_what_is_dropped_is_listed(name: str, tmp_
     src = (write_json if name.endswith("json") else write_lines)(tmp_path / name, values)
     out = tmp_path / "out"
     summary = convert("llava", src, out, "--images", str(tmp_path / "pics"))
-    assert (summary["samples"], summary["dropped"]) == (2, 3)
+    assert (summary["converted"], len(summary["dropped"])) == (2, 3)
     assert {drop["id"]: drop["reason"].split(",")[0].split(":")[0] for drop in read_lines(out / "dropped.jsonl")} == {
         "two": f"picture {tmp_path / 'pics/gone.jpg'} is missing",
         "four": "boxes as shares of a padded square; take the corpus they come from",
         "five": "turn 2",
     }
-    wheres = [drop["where"] for drop in read_lines(out / "dropped.jsonl")]
+    wheres = [drop["item"] for drop in read_lines(out / "dropped.jsonl")]
     if name.endswith("jsonl"):
         assert wheres == [f"{src}:{line}" for line in (2, 4, 5)]
     else:
@@ -199,7 +199,7 @@ def test_a_stopped_conversion_goes_on_and_gives_the_same_lines(tmp_path: Path, m
     src = write_json(tmp_path / "a.json", values)
     flags = ("--images", str(tmp_path / "pics"))
     whole = convert("llava", src, tmp_path / "whole", *flags)
-    assert (whole["samples"], whole["resumed_parts"]) == (10, 0)
+    assert (whole["converted"], whole["resumed_parts"]) == (10, 0)
 
     out, written = tmp_path / "out", []
     original = __import__("qwen_vla_core.data.llava_writer", fromlist=["_write_part"])._write_part
@@ -269,7 +269,7 @@ def test_a_full_disk_is_one_error_and_nothing_half_written(tmp_path: Path, monke
         convert("llava", src, tmp_path / "out", "--pictures", "copy")
     monkeypatch.undo()
     assert list((tmp_path / "out/images").iterdir()) == [] and not (tmp_path / "out/samples.jsonl").exists()
-    assert convert("llava", src, tmp_path / "out", "--pictures", "copy")["samples"] == 1
+    assert convert("llava", src, tmp_path / "out", "--pictures", "copy")["converted"] == 1
     assert (tmp_path / "out/images/a.jpg").stat().st_ino != (tmp_path / "a.jpg").stat().st_ino
 
 
@@ -287,7 +287,7 @@ def test_captions_in_the_coco_layout(tmp_path: Path) -> None:
     }
     src = write_json(tmp_path / "annotations/captions_train2017.json", corpus)
     summary = convert("coco_caption", src, tmp_path / "out", "--images", str(tmp_path / "train2017"))
-    assert (summary["samples"], summary["dropped"], summary["tasks"]) == (2, 1, {"caption": 2})
+    assert (summary["converted"], len(summary["dropped"]), summary["tasks"]) == (2, 1, {"caption": 2})
     data = LlavaDataset.open(tmp_path / "out")
     assert [data.sample(i).turns[0][1] for i in range(2)] == ["A plate of broccoli and bread.", "Thức ăn trên bàn."]
     assert "caption" in data.sample(1).turns[0][0]
@@ -322,7 +322,7 @@ def test_vqa_v2_becomes_one_conversation_per_picture(tmp_path: Path) -> None:
     src = write_json(tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json", {**about, "questions": asked}, None)
     write_json(tmp_path / "v2_mscoco_train2014_annotations.json", {**about, "annotations": told})
     summary = convert("vqa", src, tmp_path / "out")
-    assert (summary["samples"], summary["dropped"]) == (1, 1)
+    assert (summary["converted"], len(summary["dropped"])) == (1, 1)
     question = "What is this photo taken looking through?\nAnswer the question using a single word or phrase."
     assert LlavaDataset.open(tmp_path / "out").sample(0).turns == (
         (question, "net"),
@@ -351,7 +351,7 @@ def test_textvqa_and_docvqa(tmp_path: Path) -> None:
         tmp_path / "text/TextVQA_0.5.1_train.json", {"dataset_name": "textvqa", "data": [entry, dull, test]}
     )
     summary = convert("vqa", src, tmp_path / "a")
-    assert (summary["samples"], summary["dropped"], summary["tasks"]) == (1, 2, {"ocr scene": 1})
+    assert (summary["converted"], len(summary["dropped"]), summary["tasks"]) == (1, 2, {"ocr scene": 1})
     assert LlavaDataset.open(tmp_path / "a").sample(0).turns[0][1] == "nokia"
 
     picture(tmp_path / "doc/documents/xnbl0037_1.png", 200, 260)
