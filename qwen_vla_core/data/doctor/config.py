@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -88,9 +89,14 @@ class Thresholds:
         default=8, metadata=doc("Cleaning: fewer episodes say nothing about lengths.", minimum=3)
     )
     shortest: int = field(default=2, metadata=doc("Cleaning: fewer steps are no episode.", minimum=1))
+    corrupted_share: float = field(
+        default=0.0,
+        metadata=doc("Cleaning: share of blank or frozen pictures in a view that is kept.", minimum=0.0, maximum=1.0),
+    )
+    drop_duplicates: bool = field(default=True, metadata=doc("Cleaning: whether later copies of an episode go."))
 
 
-def load_thresholds(path: str | Path | None, changes: dict[str, float] | None = None) -> Thresholds:
+def load_thresholds(path: str | Path | None, changes: Mapping[str, float | None] | None = None) -> Thresholds:
     """Thresholds of a YAML (all keys optional), then of flags.
 
     Raises:
