@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import secrets
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ import cv2
 from qwen_vla_core.data.mixture import Draw, Mixture, OpenSource
 from qwen_vla_core.data.sample_maker import SampleMaker, SampleOptions, SourceReference
 from qwen_vla_core.data.samples import SampleBatch
-from qwen_vla_core.data.shared import PackedSamples, discard, pack, unpack
+from qwen_vla_core.data.shared import PackedSamples, discard, pack, sweep, unpack
 from qwen_vla_core.errors import UserError
 
 Made = PackedSamples | str  # a batch, or the user's mistake: an exception with arguments of its own cannot travel
@@ -65,6 +66,7 @@ class MixtureLoader:
         self._start = (references, mixture.open_with, options or SampleOptions())
         self._maker = SampleMaker(*self._start, opened={i: s.dataset for i, s in enumerate(mixture.sources)})
         self._pool: ProcessPoolExecutor | None = None
+        self._prefix = f"qwen_vla_{os.getpid()}_{secrets.token_hex(4)}_"  # of its blocks of shared memory
 
     def __enter__(self) -> MixtureLoader:
         return self
@@ -79,6 +81,7 @@ class MixtureLoader:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+            sweep(self._prefix)
 
     def draws(self, step: int) -> list[Draw]:
         """This rank's part of minibatch ``step``."""
@@ -126,7 +129,7 @@ class MixtureLoader:
             self._pool = ProcessPoolExecutor(
                 self.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=self._start
             )
-        return self._pool.submit(_work, self.draws(step))
+        return self._pool.submit(_work, self.draws(step), self._prefix)
 
 
 def _received(step: int, future: Future[Made]) -> SampleBatch:
@@ -152,8 +155,8 @@ def _start_worker(sources: Sequence[SourceReference], open_with: OpenSource, opt
     _MAKER[:] = [SampleMaker(sources, open_with, options)]
 
 
-def _work(draws: Sequence[Draw]) -> Made:
+def _work(draws: Sequence[Draw], prefix: str) -> Made:
     try:
-        return pack([_MAKER[0].make(draw) for draw in draws])
+        return pack([_MAKER[0].make(draw) for draw in draws], prefix)
     except UserError as error:
         return str(error)

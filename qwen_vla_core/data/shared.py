@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
@@ -45,8 +46,12 @@ class PackedSamples:
     samples: tuple[Any, ...]
 
 
-def pack(samples: Sequence[Sample]) -> PackedSamples:
+def pack(samples: Sequence[Sample], prefix: str) -> PackedSamples:
     """Copies every array into new shared memory, which ``unpack`` or ``discard`` must take.
+
+    Args:
+        samples: of a batch.
+        prefix: of the block's name; ``sweep`` finds by it what nobody took.
 
     Raises:
         UserError: there is not enough of it.
@@ -64,7 +69,7 @@ def pack(samples: Sequence[Sample]) -> PackedSamples:
     placed = tuple(_map_arrays(sample, place) for sample in samples)
     if not end:
         return PackedSamples("", placed)
-    block = SharedMemory(create=True, size=end)
+    block = SharedMemory(f"{prefix}{secrets.token_hex(6)}", create=True, size=end)
     try:
         _reserve(block.name, end)
         for where, array in arrays:
@@ -100,6 +105,12 @@ def discard(packed: PackedSamples) -> None:
         block = SharedMemory(packed.block)
         block.close()
         block.unlink()
+
+
+def sweep(prefix: str) -> None:
+    """Frees every block with this prefix: what a worker left that died between making and handing over."""
+    for path in _FOLDER.glob(f"{prefix}*"):
+        discard(PackedSamples(path.name, ()))
 
 
 def _view(buffer: Any, place: _Place) -> np.ndarray:
