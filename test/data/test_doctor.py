@@ -157,6 +157,13 @@ def test_clipped_gripper() -> None:
     assert found.channels == ("left_gripper",) and found.side == "state"
     assert found.numbers["at_lower"] + found.numbers["at_upper"] > 0.2
 
+    def switch(rows: EpisodeRows) -> dict[str, Any]:
+        action = rows.action.copy()
+        action[:, 2] = np.repeat([1, 0], [20, len(action) - 20])
+        return {"action": action, "perturbed": np.isin(np.arange(len(action)), (19, 20))}
+
+    assert only(each(healthy(), switch), "clipped_gripper", "info").side == "action"
+
 
 @pytest.mark.parametrize(
     ("columns", "factor", "offset", "unit"),

@@ -130,7 +130,10 @@ def check_idle(case: Case) -> list[Finding]:
 
 
 def check_grippers(case: Case) -> list[Finding]:
-    """Grippers whose values stick to a limit: a measurement has noise, so one that has none there was cut off."""
+    """Grippers whose values stick to a limit: a measurement has noise, so one that has none there was cut off.
+
+    A command may rightly be exactly open or closed, so for actions it is worth knowing and no more.
+    """
     found = []
     for side in SIDES:
         limit = case.thresholds.clipped_state if side == "state" else case.thresholds.clipped_action
@@ -147,10 +150,11 @@ def check_grippers(case: Case) -> list[Finding]:
             found.append(
                 finding(
                     "clipped_gripper",
-                    "warning",
+                    "warning" if side == "state" else "info",
                     f"{side} channel {channel.name} is exactly at a limit in {(low + high) / rows:.1%} of the rows "
                     f"({low / rows:.1%} at {channel.lower:g}, {high / rows:.1%} at {channel.upper:g})",
-                    "widen the range of the gripper's map in the embodiment YAML and convert again",
+                    "widen the range of the gripper's map in the embodiment YAML and convert again"
+                    + ("" if side == "state" else "; right as it is if the gripper is only told to open or close"),
                     [
                         Place(f.episode)
                         for f in sorted(case.facts, key=lambda f: -sum(f.at_limit.get(side, {}).get(column, (0, 0))))
