@@ -14,7 +14,6 @@ from qwen_vla_core.data.doctor.checks import (
     check_pictures,
     check_rows,
 )
-from qwen_vla_core.data.doctor.examine import moving_side
 from qwen_vla_core.data.doctor.findings import SEVERITIES, Finding, ordered
 from qwen_vla_core.data.doctor.language import check_language
 from qwen_vla_core.data.doctor.values import (
@@ -100,6 +99,6 @@ def diagnose(case: Case) -> Diagnosis:
         side: tuple(ChannelStatistics.of(c.name, c.unit, sketch) for c, sketch in case.channels(side)) for side in SIDES
     }
     findings = [found for check in CHECKS for found in check(case)]
-    if wrong_units(case)[moving_side(case.work)]:  # how far something moved is then unknown, and so is the rest
+    if any(wrong_units(case).values()):  # how far something moved is then unknown, and so is the rest
         findings = [found for found in findings if found.code not in NEED_MOTION]
     return Diagnosis(case, ordered(findings), statistics)

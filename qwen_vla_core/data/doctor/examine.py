@@ -70,14 +70,14 @@ def examine(work: Examination, episode: int) -> tuple[EpisodeFacts, Sketches]:
         for column, sketch in enumerate(sketches[side]):
             sketch.add(raw[finite[:, column], column])
         values[side] = _filled(np.asarray(raw, np.float64), finite)
-    place, step = _motion(work, values, rows)
+    place, step = _motion(work, values, moving_side(work))
     clock = _clock(rows.timestamp, work.thresholds)
-    travelled = np.concatenate([[0.0], np.cumsum(step.max(axis=1, initial=0.0))])[: len(place)]
     idle = step.max(axis=1, initial=0.0) * work.dataset.fps < work.thresholds.idle_rate
     views = []
     if work.pictures is not None:
         views = [
-            look(work.dataset, episode, view, travelled, work.thresholds, work.pictures) for view in work.dataset.views
+            look(work.dataset, episode, view, _seen_travel(work, values), work.thresholds, work.pictures)
+            for view in work.dataset.views
         ]
     facts = EpisodeFacts(
         episode=episode,
@@ -139,9 +139,8 @@ def _filled(values: np.ndarray, finite: np.ndarray) -> np.ndarray:
     return np.where(finite.any(axis=0), np.take_along_axis(np.where(finite, values, 0.0), source, axis=0), 0.0)
 
 
-def _motion(work: Examination, values: Mapping[str, np.ndarray], rows: EpisodeRows) -> tuple[np.ndarray, np.ndarray]:
-    """Places (T, c) and how far each step goes (T − 1 or T, c), both in full scales."""
-    side = moving_side(work)
+def _motion(work: Examination, values: Mapping[str, np.ndarray], side: Side) -> tuple[np.ndarray, np.ndarray]:
+    """Places (T, c) and how far each step goes (T − 1, c), both in full scales."""
     channels, v = work.channels(side), values[side]
     scale = np.array([channel.scale for channel in channels])
     change = np.array([channel.is_change for channel in channels], bool)
@@ -150,6 +149,18 @@ def _motion(work: Examination, values: Mapping[str, np.ndarray], rows: EpisodeRo
     place = np.where(change, np.cumsum(scaled, axis=0), scaled)
     step = np.abs(np.diff(place, axis=0))
     return place, step
+
+
+def _seen_travel(work: Examination, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(T,) how far the robot has moved up to each row, in full scales, as a camera must have seen it.
+
+    Measured where there is a state. Grippers do not count: a small finger may move unseen, and a command to it may
+    jump from open to closed within one row.
+    """
+    side: Side = "state" if work.state else "action"
+    arms = [channel.column for channel in work.channels(side) if channel.kind != "gripper"]
+    _, step = _motion(work, values, side)
+    return np.concatenate([[0.0], np.cumsum(step[:, arms].max(axis=1, initial=0.0))])
 
 
 def _outside(work: Examination, values: Mapping[str, np.ndarray]) -> dict[str, list[Hit]]:
