@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     A source offers ``add_arguments(parser)`` and
     ``convert(src: Path, out: Path, options: Namespace, workers: int, progress: bool) -> dict``. The dict is JSON with
-    ``converted`` (a count) and ``dropped`` (a list of ``{"item": …, "reason": …}``), and whatever else is worth telling.
+    ``converted`` (a count), ``dropped`` (a list of ``{"item": …, "reason": …}``) and whatever else is worth telling.
     """
     parser.add_argument("src", type=Path, metavar="SRC", help="the corpus: a folder or file, as the source says")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return parse(args, namespace)
 
     # Arguments must be known before parsing starts, and importing every source for its arguments would be slow.
-    parser.parse_known_args = parse_with_source  # type: ignore[method-assign]
+    parser.parse_known_args = parse_with_source  # type: ignore[assignment,method-assign]
 
 
 def _named_source(args: Sequence[str]) -> str | None:
