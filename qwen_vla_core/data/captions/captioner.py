@@ -32,6 +32,7 @@ from qwen_vla_core.data.captions.script import (
 )
 from qwen_vla_core.data.captions.video import Clip, thin, windows
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.model.backbone import _quiet_transformers as quiet_transformers
 from qwen_vla_core.model.processor import Processor
 
 _SHOWN = 400  # characters of a bad generation that the failure list keeps
@@ -125,7 +126,8 @@ class Captioner:
             config = AutoConfig.from_pretrained(name_or_path)
             if not config.model_type.startswith("qwen"):
                 raise UserError(f"--model {name_or_path}: a {config.model_type}, not a Qwen VL")
-            model = AutoModelForImageTextToText.from_pretrained(name_or_path, dtype=dtype, use_safetensors=True)
+            with quiet_transformers():
+                model = AutoModelForImageTextToText.from_pretrained(name_or_path, dtype=dtype, use_safetensors=True)
         except (OSError, ValueError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise UserError(f"--model {name_or_path}: cannot be loaded: {first_line}") from None
@@ -234,7 +236,7 @@ class Captioner:
         if not greedy and settings.temperature > 0:
             drawn = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), quiet_transformers():
             torch.manual_seed(seed)
             output = self.model.generate(
                 **given,

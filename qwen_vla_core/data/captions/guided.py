@@ -1,9 +1,12 @@
 """JSON of a known shape out of any language model: only tokens that keep the shape may be drawn.
 
-A caption's JSON has a fixed skeleton; only the phrases are the model's. So a guide is a row of pieces: text that is
+A caption's JSON has a fixed skeleton; only the phrases are the model's. So a shape is a row of pieces: text that is
 forced, a phrase up to its closing quote, a choice, and a list that may go on. What comes out always parses; whether it
-makes sense is checked afterwards. Small models fail at braces far more often than at phrases, so this saves most
-retries [O].
+makes sense is checked afterwards. Small models fail at braces far more often than at phrases, so this saves retries.
+
+Forced text is cut into tokens as the model itself would write it: literals are long, and a token that ends a phrase and
+begins what follows (``.",``) is allowed. Other tokens than the usual ones confuse a model: with the bare quote as the
+only closing, a tiny one that knew its answer by heart lost the thread there [O].
 """
 
 from __future__ import annotations
@@ -19,14 +22,14 @@ from qwen_vla_core.data.captions.script import DIMENSIONS, MAX_STEPS, clock
 
 @dataclass(frozen=True)
 class Literal:
-    """Text that must come next."""
+    """Text that must come next; after a phrase it begins with the closing quote."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """The model's own words, up to ``tokens`` of them; its closing quote begins the literal that follows."""
+    """The model's own words, at least one token and at most ``tokens``."""
 
     tokens: int
 
@@ -40,31 +43,31 @@ class Choice:
 
 @dataclass(frozen=True)
 class More:
-    """Either the end of a list or another item, at most ``left`` more."""
+    """Either ``end``, or ``again`` and ``item`` and the same question once more, at most ``left`` times."""
 
-    item: tuple[Piece, ...]
-    separator: str
     end: str
+    again: str
+    item: tuple[Piece, ...]
     left: int
 
 
 Piece = Literal | Phrase | Choice | More
+_Way = tuple[str, tuple[Piece, ...]]  # a text, and the pieces that it adds in front of the row
 
 
 def sketch_guide(times: Sequence[float], phrase_tokens: int) -> tuple[Piece, ...]:
     """The shape of ``script.sketch_schema``."""
     moments = Choice(tuple(dict.fromkeys(map(clock, times))))
-    item: tuple[Piece, ...] = (
-        Literal('{"start": '),
+    step: tuple[Piece, ...] = (
         moments,
         Literal(', "end": '),
         moments,
         Literal(', "action": "'),
         Phrase(phrase_tokens),
-        Literal('"}'),
     )
-    steps: tuple[Piece, ...] = (*item, More(item, ", ", "]}", MAX_STEPS - 1))
-    return (Literal('{"summary": "'), Phrase(2 * phrase_tokens), Literal('", "steps": ['), *steps)
+    begin = '{"start": '
+    more = More('"}]}', f'"}}, {begin}', step, MAX_STEPS - 1)
+    return (Literal('{"summary": "'), Phrase(2 * phrase_tokens), Literal(f'", "steps": [{begin}'), *step, more)
 
 
 def script_guide(times: Sequence[float], phrase_tokens: int) -> tuple[Piece, ...]:
@@ -80,25 +83,54 @@ def script_guide(times: Sequence[float], phrase_tokens: int) -> tuple[Piece, ...
     return (*pieces, Literal('"}]}'))
 
 
+def _ways(piece: Piece) -> tuple[_Way, ...]:
+    """How a row can go on through a piece that is no phrase."""
+    if isinstance(piece, Literal):
+        return ((piece.text, ()),)
+    if isinstance(piece, Choice):
+        return tuple((option, ()) for option in piece.options)
+    assert isinstance(piece, More)
+    end: _Way = (piece.end, ())
+    if not piece.left:
+        return (end,)
+    return (end, (piece.again, (*piece.item, More(piece.end, piece.again, piece.item, piece.left - 1))))
+
+
 class Vocabulary:
-    """Which tokens may stand inside a JSON string; made once per tokenizer."""
+    """Which tokens may stand inside a JSON string, and which may end one; made once per tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Decodes every token once."""
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         added = set(tokenizer.get_added_vocab().values())
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-        self.inside = torch.tensor(
-            [
-                token not in added and bool(text) and not any(sign in '"\\' or ord(sign) < 32 for sign in text)
-                for token, text in enumerate(texts)
-            ]
-        )
-        self.quotes = {text: token for token, text in enumerate(texts) if text.startswith('"') and token not in added}
+        inside = torch.zeros(len(texts), dtype=torch.bool)
+        self._closers: list[tuple[int, str, str]] = []  # token, what it adds to the phrase, what it begins
+        for token, text in enumerate(texts):
+            lead, quote, tail = text.partition('"')
+            if token in added or not text or any(sign == "\\" or ord(sign) < 32 for sign in lead):
+                continue
+            if quote:
+                self._closers.append((token, lead, quote + tail))
+            else:
+                inside[token] = True
+        self.inside = inside
+        self._cached: dict[tuple[str, ...], dict[int, bool]] = {}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a piece of text."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def closers(self, texts: tuple[str, ...]) -> dict[int, bool]:
+        """Tokens that end a phrase and begin one of ``texts`` → whether they add words to the phrase."""
+        if texts not in self._cached:
+            fitting = ((t, lead) for t, lead, tail in self._closers if any(text.startswith(tail) for text in texts))
+            self._cached[texts] = {token: bool(lead.strip()) for token, lead in fitting}
+        return self._cached[texts]
+
+    def begins(self, token: int) -> str:
+        """What a closing token begins."""
+        return next(tail for found, _, tail in self._closers if found == token)
 
 
 class Guide:
@@ -111,61 +143,56 @@ class Guide:
         self._enter()
 
     def _enter(self) -> None:
-        """Goes into the next piece: either fixed ways to go on, each with what it adds to the row, or a phrase."""
+        """Goes into the next piece: fixed ways to go on, or a phrase with so many tokens left."""
         self._fixed: list[tuple[list[int], tuple[Piece, ...]]] = []
         self._left, self._begun = -1, False
         if not self._pieces:
             return
-        piece, encode = self._pieces.pop(0), self._vocabulary.encode
+        piece = self._pieces.pop(0)
         if isinstance(piece, Phrase):
             self._left = piece.tokens
-        elif isinstance(piece, More):
-            self._fixed = [(encode(piece.end), ())]
-            if piece.left:
-                again = More(piece.item, piece.separator, piece.end, piece.left - 1)
-                self._fixed.append((encode(piece.separator), (*piece.item, again)))
         else:
-            texts = (piece.text,) if isinstance(piece, Literal) else piece.options
-            self._fixed = [(encode(text), ()) for text in texts]
+            self._take(_ways(piece))
 
-    def _closers(self) -> dict[int, str]:
-        """Tokens that close the phrase and agree with the literal after it → what they leave of that literal.
+    def _take(self, ways: Sequence[_Way]) -> None:
+        """Goes on by one of several texts; an empty one has arrived."""
+        arrived = [more for text, more in ways if not text]
+        if arrived:
+            self._pieces[:0] = arrived[0]
+            self._enter()
+        else:
+            self._left = -1
+            self._fixed = [(self._vocabulary.encode(text), more) for text, more in ways]
 
-        Not the bare quote alone: Qwen has tokens such as ``",``, and a model writes best in its own tokens.
-        """
-        following = self._pieces[0]
-        if not self._begun or not isinstance(following, Literal):
-            return {}
-        quotes = self._vocabulary.quotes.items()
-        return {token: following.text[len(text) :] for text, token in quotes if following.text.startswith(text)}
+    def _closing(self) -> dict[int, bool]:
+        closers = self._vocabulary.closers(tuple(text for text, _ in _ways(self._pieces[0])))
+        return closers if self._begun else {token: adds for token, adds in closers.items() if adds}
 
     def allowed(self) -> torch.Tensor:
         """(vocabulary,) bool of what may come next."""
-        mask = torch.zeros_like(self._vocabulary.inside)
         if self._left < 0:
+            mask = torch.zeros_like(self._vocabulary.inside)
             mask[[ids[0] for ids, _ in self._fixed] or self._stop] = True
             return mask
-        if self._left:
-            mask |= self._vocabulary.inside
-        mask[list(self._closers())] = True
+        mask = self._vocabulary.inside.clone() if self._left else torch.zeros_like(self._vocabulary.inside)
+        mask[list(self._closing())] = True
         return mask
 
     def advance(self, token: int) -> None:
         """Takes the token that was drawn, one of the allowed."""
-        if self._left < 0:
-            ways = [(ids[1:], more) for ids, more in self._fixed if ids[0] == token]
-            finished = [more for ids, more in ways if not ids]
-            self._fixed = ways
-            if finished:
-                self._pieces[:0] = finished[0]
-                self._enter()
+        if self._left >= 0:
+            if token in self._closing():
+                begun = self._vocabulary.begins(token)
+                ways = _ways(self._pieces.pop(0))
+                self._take([(text[len(begun) :], more) for text, more in ways if text.startswith(begun)])
+            else:
+                self._left, self._begun = self._left - 1, True
             return
-        rest = self._closers().get(token)
-        if rest is None:
-            self._left, self._begun = self._left - 1, True
-            return
-        self._pieces[:1] = [Literal(rest)] if rest else []
-        self._enter()
+        self._fixed = [(ids[1:], more) for ids, more in self._fixed if ids[0] == token]
+        arrived = [more for ids, more in self._fixed if not ids]
+        if arrived:
+            self._pieces[:0] = arrived[0]
+            self._enter()
 
 
 def longest(pieces: Sequence[Piece], vocabulary: Vocabulary) -> int:
@@ -173,14 +200,13 @@ def longest(pieces: Sequence[Piece], vocabulary: Vocabulary) -> int:
     total = 1
     for piece in pieces:
         if isinstance(piece, Phrase):
-            total += piece.tokens + 1
-        elif isinstance(piece, Literal):
-            total += len(vocabulary.encode(piece.text))
-        elif isinstance(piece, Choice):
-            total += max(len(vocabulary.encode(option)) for option in piece.options)
-        else:
-            item = longest(piece.item, vocabulary) + len(vocabulary.encode(piece.separator))
-            total += piece.left * item + len(vocabulary.encode(piece.end))
+            total += piece.tokens
+        elif isinstance(piece, More):
+            again = Literal(piece.again)
+            total += longest((Literal(piece.end),), vocabulary)
+            total += piece.left * longest((again, *piece.item), vocabulary)
+        else:  # a closing token may leave an unusual rest
+            total += max(len(vocabulary.encode(text)) for text, _ in _ways(piece)) + 4
     return total
 
 

@@ -136,7 +136,8 @@ def check(value: Any, schema: dict[str, Any]) -> dict[str, Any]:
     if errors:
         first = errors[0]
         where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in first.path).lstrip(".")
-        raise BadAnswer(f"does not fit the schema at {where or 'the top'}: {first.message[:120]}")
+        wanted = json.dumps(first.validator_value, ensure_ascii=False)[:60]
+        raise BadAnswer(f"does not fit the schema at {where or 'the top'}: {first.validator} {wanted}")
     previous = 0.0
     for number, step in enumerate(value.get("steps", [])):
         if step["end"] < step["start"] or step["start"] < previous:
