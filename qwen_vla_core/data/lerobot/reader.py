@@ -110,7 +110,7 @@ class LeRobotDataset:
 
     def _check_features(self) -> None:
         for feature, channels, needed in (
-            (ACTION, self.contract.action_channels, True),
+            (ACTION, self.contract.action_channels, bool(self.contract.action)),
             (STATE, self.contract.state_channels, bool(self.contract.state)),
         ):
             if not needed:
@@ -165,6 +165,7 @@ class LeRobotDataset:
             and self.features[name]["dtype"] not in _PICTURES
         }
         state = self._vectors(table, STATE, episode) if self.contract.state else np.zeros((length, 0), np.float32)
+        action = self._vectors(table, ACTION, episode) if self.contract.action else np.zeros((length, 0), np.float32)
         time = RECORDED_TIME if RECORDED_TIME in table.column_names else "timestamp"
         pushed = table[PERTURBED].to_numpy().astype(bool) if PERTURBED in table.column_names else np.zeros(length, bool)
         task = table["task_index"].to_numpy().astype(np.int64)
@@ -177,7 +178,7 @@ class LeRobotDataset:
             )
         return EpisodeRows(
             state=state,
-            action=self._vectors(table, ACTION, episode),
+            action=action,
             timestamp=table[time].to_numpy().astype(np.float64),
             task=task,
             perturbed=pushed,
@@ -266,6 +267,10 @@ class LeRobotDataset:
             return reader.frames([first + int(step) for step in steps])
         except UserError as error:
             raise UserError(f"episode {episode}, view {view}, steps {list(steps)[:5]}: {error}") from None
+
+    def is_video(self, view: str) -> bool:
+        """Whether a view's pictures lie in video files, not in the rows."""
+        return bool(self.features[self._view_features[view]]["dtype"] == "video")
 
     def video(self, episode: int, view: str) -> VideoReader:
         """The open file that shows an episode; the same object for episodes of the same file."""
