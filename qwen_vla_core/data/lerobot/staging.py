@@ -153,7 +153,8 @@ class EpisodeStager:
                 f"{self._label(info)}: has pictures of {sorted(frames)}, the dataset's views are {sorted(self.views)}"
             )
         steps = np.arange(length)
-        table = table.append_column("timestamp", pa.array((steps / self.fps).astype(np.float32)))
+        if "timestamp" not in table.column_names:
+            table = table.append_column("timestamp", pa.array((steps / self.fps).astype(np.float32)))
         table = table.append_column("frame_index", pa.array(steps))
         table = table.append_column("task_index", pa.array(local.astype(np.int64)))
         folder = self.root / STAGING / f"{PREPARED}{uuid.uuid4().hex}"
@@ -253,6 +254,10 @@ def _stands_alone(reader: VideoReader, clip: Clip, fps: float) -> bool:
     return reader.gop(clip.first)[0] == clip.first and (end == reader.count or reader.gop(end)[0] == end)
 
 
+class DiskError(UserError):
+    """The disk refused: no other episode would fare better."""
+
+
 @contextlib.contextmanager
 def disk_errors(root: Path) -> Iterator[None]:
     """What the disk refuses, as one line that says what to do."""
@@ -261,7 +266,7 @@ def disk_errors(root: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "the disk is full" if full else f"cannot be written ({error.strerror or error})"
-        raise UserError(
+        raise DiskError(
             f"{root}: {reason}; complete episodes are kept: make room, then run again with --resume"
         ) from None
 

@@ -89,9 +89,10 @@ class LeRobotWriter:
         unknown = set(views or {}) - set(contract.views)
         if unknown:
             raise UserError(f"{path}: view '{min(unknown)}' is not among the contract's: {', '.join(contract.views)}")
-        features = {ACTION: Feature("float32", (len(contract.action_channels),), contract.action_channels)}
-        if contract.state:
-            features = {STATE: Feature("float32", (len(contract.state_channels),), contract.state_channels), **features}
+        features = {}
+        for name, channels in ((STATE, contract.state_channels), (ACTION, contract.action_channels)):
+            if channels:
+                features[name] = Feature("float32", (len(channels),), channels)
         for name, extra in (extras or {}).items():
             features[name] = Feature(extra) if isinstance(extra, str) else extra
         sizes = {view_feature(view): size for view, size in (views or {}).items()}
