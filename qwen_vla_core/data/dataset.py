@@ -35,18 +35,24 @@ class EpisodeRows:
     def __len__(self) -> int:
         return len(self.action)
 
-    def chunk(self, t: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    def chunk(self, t: int, horizon: int, hold_at_end: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """The label of step ``t``: the next ``horizon`` actions, and which of them mean anything.
 
         Steps beyond the end, after a perturbation, and after the instruction changed are invalid; their values repeat
         the last valid action only so that the numbers stay in range, and the mask keeps them out of every loss.
+
+        Args:
+            t: step.
+            horizon: H.
+            hold_at_end: steps beyond the end mean "hold the last target" and are valid, for recordings that end with
+                the robot at rest where it shall stay.
 
         Returns:
             actions (horizon, c) float32, valid (horizon,) bool. ``valid[0]`` is always True.
         """
         steps = np.arange(t, t + horizon)
         inside = np.minimum(steps, len(self) - 1)
-        valid = (steps < len(self)) & (self.task[inside] == self.task[t])
+        valid = ((steps < len(self)) | hold_at_end) & (self.task[inside] == self.task[t])
         valid[1:] &= ~np.logical_or.accumulate(self.perturbed[inside[:-1]])
         last = int(np.flatnonzero(np.logical_and.accumulate(valid))[-1])
         valid[last + 1 :] = False
