@@ -33,6 +33,7 @@ from qwen_vla_core.data.sketch import QuantileSketch
 from qwen_vla_core.embodiment.spec import Embodiment
 from qwen_vla_core.errors import UserError
 
+REPORT = "meta/cleaning.json"
 # reason → what it means; the order is the order in which an episode is judged, so that it has exactly one reason
 REASONS: dict[str, str] = {
     "unreadable": "rows cannot be read",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwen_vla_core.errors import UserError
 
 if TYPE_CHECKING:
-    from qwen_vla_core.data.dataset import ActionDataset
     from qwen_vla_core.data.doctor.config import Thresholds
+    from qwen_vla_core.data.lerobot import LeRobotDataset
     from qwen_vla_core.embodiment.spec import Embodiment
 
 
@@ -22,8 +23,8 @@ def add_work_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable report on stdout")
 
 
-def add_threshold_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for every threshold, and ``--thresholds FILE``."""
+def add_threshold_arguments(parser: argparse.ArgumentParser, cleaning: bool) -> None:
+    """Adds a flag for every threshold (those of cleaning alone only where wanted), and ``--thresholds FILE``."""
     from dataclasses import fields
 
     from qwen_vla_core.data.doctor.config import Thresholds
@@ -31,6 +32,8 @@ def add_threshold_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("thresholds", "what counts as wrong; flags win over the file")
     group.add_argument("--thresholds", type=Path, metavar="FILE", help="YAML with any of the thresholds below")
     for each in fields(Thresholds):
+        if each.metadata["doc"].startswith("Cleaning:") and not cleaning:
+            continue
         flag, text = f"--{each.name.replace('_', '-')}", f"{each.metadata['doc']} (default: {each.default})"
         text = text.replace("%", "%%")
         if isinstance(each.default, bool):
@@ -46,7 +49,8 @@ def thresholds_of(args: argparse.Namespace) -> Thresholds:
 
     from qwen_vla_core.data.doctor.config import Thresholds, load_thresholds
 
-    return load_thresholds(args.thresholds, {each.name: getattr(args, each.name) for each in fields(Thresholds)})
+    given = {each.name: getattr(args, each.name, None) for each in fields(Thresholds)}
+    return load_thresholds(args.thresholds, given)
 
 
 def add_picture_argument(parser: argparse.ArgumentParser) -> None:
@@ -73,18 +77,49 @@ def pictures(frames: int | None) -> int | None:
     return frames or None
 
 
-def open_both(path: Path, embodiment: str | None) -> tuple[ActionDataset, Embodiment | None]:
+def add_view_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--view``."""
+    parser.add_argument(
+        "--view",
+        action="append",
+        default=[],
+        metavar="VIEW=FEATURE",
+        help="feature that holds a view's pictures, where it is not observation.images.VIEW; may be repeated",
+    )
+
+
+def open_both(name: str, embodiment: str | None, view: Sequence[str] = ()) -> tuple[LeRobotDataset, Embodiment | None]:
     """A dataset and the robot whose limits count.
 
-    The dataset keeps the contract it was written with, if it has one: comparing it with the robot's is the point.
+    The dataset keeps the contract it was written with, if it has one: comparing it with the robot's is the point. One
+    that was recorded without actions gets a contract without actions.
+
+    Args:
+        name: folder or hub name.
+        embodiment: name or YAML.
+        view: ``VIEW=FEATURE`` each.
 
     Raises:
-        UserError: either cannot be opened.
+        UserError: either cannot be opened, or a view is not written like that.
     """
-    from qwen_vla_core.data.contract import CONTRACT_FILE
-    from qwen_vla_core.data.lerobot import open_dataset
+    from dataclasses import replace
+
+    from qwen_vla_core.data.contract import CONTRACT_FILE, DataContract
+    from qwen_vla_core.data.lerobot import LeRobotDataset, find_dataset
+    from qwen_vla_core.data.lerobot.layout import ACTION, read_info
     from qwen_vla_core.embodiment import load_embodiment
 
+    views = {}
+    for text in view:
+        key, found, feature = text.partition("=")
+        if not (key and found and feature):
+            raise UserError(f"--view {text}: write VIEW=FEATURE, e.g. ego=observation.images.top")
+        views[key] = feature
     robot = load_embodiment(embodiment) if embodiment else None
-    has_contract = (path / CONTRACT_FILE).is_file()
-    return open_dataset(path, embodiment=None if has_contract else embodiment), robot
+    folder = find_dataset(name)
+    contract = None
+    if robot is not None and not (folder / CONTRACT_FILE).is_file():
+        contract = DataContract.of(robot)
+        if ACTION not in read_info(folder)["features"]:
+            contract = replace(contract, action=())
+    return LeRobotDataset(folder, contract, views=views), robot

@@ -17,7 +17,7 @@ COLUMNS = ("min", "q01", "q10", "q50", "q90", "q99", "max", "mean", "std")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the job's arguments."""
-    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="LeRobot datasets")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="LeRobot datasets: folders or hub names")
     parser.add_argument("--embodiment", help="name or YAML of the robot, for a dataset that carries no contract")
     parser.add_argument("--cache", type=Path, help="folder of earlier results (default: ~/.cache/qwen_vla/stats)")
     parser.add_argument("--no-cache", action="store_true", help="compute, and keep nothing")
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         cached = cache is not None and (cache / f"{cache_key(dataset)}.json").is_file()
         statistics = dataset_statistics(dataset, args.workers, not args.json, cache, args.ray)
         if args.json:
-            reports.append({"path": str(path), "cached": cached, **statistics.to_json()})
+            reports.append({"path": path, "cached": cached, **statistics.to_json()})
         else:
             _print(path, statistics, cached)
     if args.json:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print(path: Path, statistics: Statistics, cached: bool) -> None:
+def _print(path: str, statistics: Statistics, cached: bool) -> None:
     about = "from the cache" if cached else "computed"
     print(f"{path}: {statistics.episodes} episodes, {statistics.steps} steps; {about}")
     sides: dict[str, Any] = {"state": statistics.state, "action": statistics.action, "chunk": statistics.chunk}

@@ -95,6 +95,7 @@ def examine(work: Examination, episode: int) -> tuple[EpisodeFacts, Sketches]:
         backward=clock[0],
         gaps=clock[1],
         period_s=clock[2],
+        off_grid_s=_off_grid(rows.timestamp, work.dataset.fps),
         unknown_tasks=np.flatnonzero((rows.task < 0) | (rows.task >= len(work.dataset.tasks)))[:20].tolist(),
         segments=_segments(work, place, rows.task),
         views=views,
@@ -237,6 +238,11 @@ def _clock(time: np.ndarray, limits: Thresholds) -> tuple[list[int], list[tuple[
         [(int(row), float(steps[row])) for row in gaps[:100]],
         period,
     )
+
+
+def _off_grid(time: np.ndarray, fps: float) -> float:
+    off = np.abs(np.asarray(time, np.float64) - np.arange(len(time)) / fps)
+    return float(np.nan_to_num(off, nan=1e9, posinf=1e9).max(initial=0.0))
 
 
 def _segments(work: Examination, place: np.ndarray, task: np.ndarray) -> list[Segment]:

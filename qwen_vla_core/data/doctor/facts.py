@@ -68,6 +68,7 @@ class EpisodeFacts:
         backward: rows whose time does not increase.
         gaps: rows after which the time jumps, with the seconds.
         period_s: median of the steps in time; None without two rows.
+        off_grid_s: largest distance of a time from row / fps.
         unknown_tasks: rows whose task index the dataset does not have.
         segments: in order.
         views: in the dataset's order.
@@ -89,6 +90,7 @@ class EpisodeFacts:
     backward: list[int] = field(default_factory=list)
     gaps: list[tuple[int, float]] = field(default_factory=list)
     period_s: float | None = None
+    off_grid_s: float = 0.0
     unknown_tasks: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     views: list[ViewFacts] = field(default_factory=list)
