@@ -129,6 +129,23 @@ def to_absolute(parts: Sequence[RelativePart], actions_hc: np.ndarray, state: np
     return result
 
 
+def continue_headings(actions_hc: np.ndarray, from_c: np.ndarray, columns: Sequence[int]) -> np.ndarray:
+    """The same poses with headings counted on from ``from_c``: no step between two rows is more than half a turn.
+
+    Args:
+        actions_hc: (H, c).
+        from_c: (c,) what was commanded, or measured, before.
+        columns: those that are angles; without any the chunk comes back as it is.
+    """
+    if not columns:
+        return actions_hc
+    result = np.array(actions_hc, dtype=np.float64)
+    for column in columns:
+        course = np.concatenate([from_c[column : column + 1], result[:, column]])
+        result[:, column] = np.unwrap(course)[1:]
+    return result
+
+
 def _subtract(target: np.ndarray, here: np.ndarray, unit: str) -> np.ndarray:
     return target - here
 

@@ -15,9 +15,11 @@ from tqdm import tqdm
 
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.evaluation.closed_loop import EpisodeResult, run_episode
-from qwen_vla_core.evaluation.metrics import Rate
+from qwen_vla_core.evaluation.metrics import Rate, mean_metrics
 from qwen_vla_core.evaluation.real_time import Timing, run_episode_in_time
 from qwen_vla_core.files import atomic_write_json
+
+FRAME_S = 0.1  # of a film
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="aloha-tiny", help="shipped name or checkpoint folder")
     parser.add_argument("--episodes", type=int, default=50, help="number of seeds (default: 50)")
     parser.add_argument("--seed", type=int, default=100_000, help="first seed; training demonstrations start at 0")
-    parser.add_argument("--task", choices=("pick", "transfer", "all"), default="pick", help="default: pick")
+    parser.add_argument("--task", help="one of the world's tasks, or all (default: the world's first)")
     parser.add_argument("--execute-steps", type=int, default=5, help="actions executed of each chunk (default: 5)")
     parser.add_argument("--flow-steps", type=int, default=None, help="Euler steps (default: the checkpoint's)")
-    parser.add_argument("--timeout", type=float, default=12.0, help="simulated seconds per episode (default: 12)")
+    parser.add_argument("--timeout", type=float, help="simulated seconds per episode (default: the world's)")
     parser.add_argument(
         "--latency-ms",
         type=float,
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--replan-hz", type=float, default=5.0, help="with --latency-ms: looks per second (default: 5)")
     parser.add_argument("--blend-ms", type=float, default=200.0, help="with --latency-ms: fade between chunks (200)")
-    parser.add_argument("--language", action="store_true", help="also ask for the other cube in the same scene")
+    parser.add_argument("--language", action="store_true", help="also ask for another object in the same scene")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, CUDA where there is one"
     )
@@ -81,6 +83,7 @@ def _check(args: argparse.Namespace) -> None:
     """Every mistake that can be seen before the first episode: inside a worker it would be a traceback."""
     from qwen_vla_core.embodiment import load_embodiment
     from qwen_vla_core.model.checkpoint import read_config, resolve_checkpoint
+    from qwen_vla_core.sim.registry import world_class
 
     for key, least in (("episodes", 1), ("seed", 0), ("execute_steps", 1), ("flow_steps", 1), ("workers", 1)):
         value = getattr(args, key)
@@ -91,11 +94,15 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{key.replace('_', '-')} {getattr(args, key):g}: give 0 or more milliseconds")
     if not args.replan_hz > 0:
         raise UserError(f"--replan-hz {args.replan_hz:g}: give more than 0")
-    if not args.timeout > 0:
+    if args.timeout is not None and not args.timeout > 0:
         raise UserError(f"--timeout {args.timeout:g}: give more than 0 seconds")
     if args.gif and args.gif.suffix.lower() != ".gif":
         raise UserError(f"--gif {args.gif}: must end in .gif")
-    load_embodiment(args.embodiment)
+    robot = load_embodiment(args.embodiment)
+    if robot.simulation is None:
+        raise UserError(f"--embodiment {robot.name}: its YAML names no `simulation.world` to evaluate in")
+    if args.task not in (None, "all", *(known := world_class(robot.simulation.world).task_names)):
+        raise UserError(f"--task {args.task}: use one of {', '.join(known)}, all")
     read_config(resolve_checkpoint(args.checkpoint))
 
 
@@ -112,36 +119,37 @@ def run_seeds(settings: dict[str, Any], seeds: list[int], workers: int) -> Itera
 
 def film(settings: dict[str, Any], seeds: list[int], path: Path) -> None:
     """Runs some seeds once more with the camera on: all views, ten frames per simulated second."""
-    from qwen_vla_core.sim.pictures import PERIOD_S, save, tile
+    from qwen_vla_core.sim.pictures import save, tile
 
     frames: list[Any] = []
 
     def on_step(world: Any) -> None:
-        if round(world.time_s * world.control_hz) % round(PERIOD_S * world.control_hz) == 0:
+        if round(world.time_s * world.control_hz) % round(FRAME_S * world.control_hz) == 0:
             frames.append(tile(world))
 
     evaluator = _Evaluator({**settings, "language": False})
     for seed in seeds:
         evaluator(seed, on_step)
         frames += [tile(evaluator.world)] * 5  # half a second on the result
-    save(path, frames)
+    save(path, frames, FRAME_S)
 
 
 def summarise(rows: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
-    """Rates over ``rows``: named cube lifted, a wrong cube lifted, and language following where it was asked for."""
+    """Rates over ``rows``: success, a wrong object chosen, and language following where it was asked for."""
     count = len(rows)
     report: dict[str, Any] = {
         "settings": settings,
         "success": Rate(sum(row["success"] for row in rows), count).to_dict(),
-        "wrong_cube": Rate(sum(row["lifted"] not in (None, row["target"]) for row in rows), count).to_dict(),
+        "wrong_object": Rate(sum(row["chosen"] not in (None, row["target"]) for row in rows), count).to_dict(),
         "mean_seconds_to_success": _mean([row["seconds"] for row in rows if row["success"]]),
+        "metrics": mean_metrics([row["metrics"] for row in rows]),
         "episodes": rows,
     }
     others = [row["other"] for row in rows if row.get("other")]
     if others:
-        lifted = [row for row in (*rows, *others) if row["lifted"] is not None]
-        report["other_cube_success"] = Rate(sum(row["success"] for row in others), len(others)).to_dict()
-        report["named_of_lifted"] = Rate(sum(row["lifted"] == row["target"] for row in lifted), len(lifted)).to_dict()
+        chosen = [row for row in (*rows, *others) if row["chosen"] is not None]
+        report["other_object_success"] = Rate(sum(row["success"] for row in others), len(others)).to_dict()
+        report["named_of_chosen"] = Rate(sum(row["chosen"] == row["target"] for row in chosen), len(chosen)).to_dict()
         both = sum(row["success"] and row["other"]["success"] for row in rows if row.get("other"))
         report["both_instructions"] = Rate(both, len(others)).to_dict()
     return report
@@ -150,17 +158,19 @@ def summarise(rows: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str,
 def print_report(report: dict[str, Any]) -> None:
     """The same rates, for people."""
     names = {
-        "success": "named cube picked",
-        "wrong_cube": "another cube lifted",
-        "other_cube_success": "asked for the other cube: picked it",
+        "success": "success",
+        "wrong_object": "another object chosen",
+        "other_object_success": "asked for another object: success",
         "both_instructions": "both instructions followed in one scene",
-        "named_of_lifted": "of all lifted cubes: the named one",
+        "named_of_chosen": "of all chosen objects: the named one",
     }
     for key, label in names.items():
         if key in report:
             print(f"{label:<42} {Rate(report[key]['successes'], report[key]['trials'])}")
     if report["mean_seconds_to_success"] is not None:
         print(f"{'simulated seconds to success, mean':<42} {report['mean_seconds_to_success']:.1f}")
+    for name, value in report["metrics"].items():
+        print(f"{name + ', mean':<42} {value:.3f}")
 
 
 def _mean(values: list[float]) -> float | None:
@@ -176,15 +186,14 @@ class _Evaluator:
         from qwen_vla_core.embodiment import load_embodiment
         from qwen_vla_core.model.checkpoint import load_checkpoint, resolve_checkpoint
         from qwen_vla_core.model.device import choose_device
-        from qwen_vla_core.sim.registry import make_world
-        from qwen_vla_core.sim.tasks import TASKS
+        from qwen_vla_core.sim.registry import make_world, world_class
 
         torch.set_num_threads(1)
         self.settings = settings
         embodiment = self.embodiment = load_embodiment(settings["embodiment"])
-        if embodiment.simulation is None:
-            raise UserError(f"--embodiment {embodiment.name}: its YAML names no `simulation.world` to evaluate in")
-        tasks = TASKS if settings["task"] == "all" else (settings["task"],)
+        assert embodiment.simulation is not None  # `_check` has seen to it
+        known = world_class(embodiment.simulation.world).task_names
+        tasks = known if settings["task"] == "all" else (settings["task"] or known[0],)
         self.world = make_world(embodiment.simulation.world, tasks=tasks)
         device, dtype = choose_device(settings["device"])
         self.policy = load_checkpoint(resolve_checkpoint(settings["checkpoint"]), device, dtype)
@@ -194,9 +203,9 @@ class _Evaluator:
         result = self._episode(seed, None, on_step)
         row = self._row(result)
         if self.settings["language"]:
-            colours = (cube.colour for cube in self.world.scene_state().cubes)
-            other = next(colour for colour in colours if colour != row["target"])
-            row["other"] = self._row(self._episode(seed, result.instruction.replace(row["target"], other)))
+            other = self.world.other_instruction()
+            if other is not None:
+                row["other"] = self._row(self._episode(seed, other))
         return row
 
     def _episode(
@@ -208,7 +217,7 @@ class _Evaluator:
         common: dict[str, Any] = {
             "seed": seed,
             "instruction": instruction,
-            "timeout_s": settings["timeout"],
+            "timeout_s": self.world.limit_s if settings["timeout"] is None else settings["timeout"],
             "on_step": on_step,
         }
         if settings["latency_ms"] is None:
@@ -217,7 +226,7 @@ class _Evaluator:
         return run_episode_in_time(self.world, sampler, self.embodiment, timing=timing, **common)
 
     def _row(self, result: EpisodeResult) -> dict[str, Any]:
-        return {**result.to_dict(), "target": self.world.scene_state().target}
+        return {**result.to_dict(), "target": self.world.target}
 
 
 class _Sampler:

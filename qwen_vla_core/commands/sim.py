@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     render = jobs.add_parser("render", help="a picture (PNG) or film (GIF) of all views")
     for job in (expert, demos, render):
         job.add_argument("--embodiment", default="aloha", help="name of a shipped embodiment or path of a YAML")
-        job.add_argument("--task", default="all", help="pick, transfer or all (default: all)")
+        job.add_argument("--task", default="all", help="one of the world's tasks, or all (default: all)")
         job.add_argument("--seed", type=int, default=0, help="first seed (default: 0)")
         job.add_argument("--json", action="store_true", help="machine-readable report on stdout")
     expert.add_argument("--episodes", type=int, default=200, help="seeds per task (default: 200)")
@@ -58,27 +58,28 @@ def _world_name(embodiment: str) -> tuple[str, str]:
     return world, robot.name
 
 
-def _tasks(task: str) -> tuple[Any, ...]:
-    from qwen_vla_core.sim.tasks import TASKS
+def _tasks(task: str, world_name: str) -> tuple[str, ...]:
+    from qwen_vla_core.sim.registry import world_class
 
+    known: tuple[str, ...] = world_class(world_name).task_names
     if task == "all":
-        return TASKS
-    if task not in TASKS:
-        raise UserError(f"--task {task}: use one of {', '.join(TASKS)}, all")
+        return known
+    if task not in known:
+        raise UserError(f"--task {task}: use one of {', '.join(known)}, all")
     return (task,)
 
 
 def _expert(args: argparse.Namespace, world_name: str, embodiment_name: str) -> int:
     from tqdm import tqdm
 
-    from qwen_vla_core.evaluation.metrics import Rate
+    from qwen_vla_core.evaluation.metrics import Rate, mean_metrics
     from qwen_vla_core.sim.demos import check_expert
     from qwen_vla_core.sim.registry import make_world
 
     if args.episodes < 1:
         raise UserError("--episodes: must be at least 1")
     report: dict[str, Any] = {"embodiment": embodiment_name, "world": world_name, "tasks": {}}
-    for task in _tasks(args.task):
+    for task in _tasks(args.task, world_name):
         world = make_world(world_name, tasks=(task,))
         seeds = range(args.seed, args.seed + args.episodes)
         lines = check_expert(world, world_name, tqdm(seeds, desc=task, leave=False, disable=None))
@@ -90,6 +91,7 @@ def _expert(args: argparse.Namespace, world_name: str, embodiment_name: str) -> 
             "rate": rate.value,
             "interval95": list(rate.interval),
             "mean_seconds": float(np.mean([line["seconds"] for line in done])) if done else None,
+            "metrics": mean_metrics([line["metrics"] for line in lines]),
             "failed_seeds": [line["seed"] for line in lines if not line["success"]],
         }
     if args.json:
@@ -100,6 +102,8 @@ def _expert(args: argparse.Namespace, world_name: str, embodiment_name: str) -> 
         low, high = line["interval95"]
         seconds = "-" if line["mean_seconds"] is None else f"{line['mean_seconds']:.1f} s"
         print(f"{task:<10} {line['successes']:>4}/{line['episodes']:<4}   {low:.1%} – {high:.1%}  {seconds:>9}")
+        if line["metrics"]:
+            print(" " * 11 + "  ".join(f"{name} {value:.3f}" for name, value in line["metrics"].items()))
     return 0
 
 
@@ -107,7 +111,8 @@ def _demos(args: argparse.Namespace, world_name: str, embodiment_name: str) -> i
     from tqdm import tqdm
 
     from qwen_vla_core.data.episodes import EpisodeStore
-    from qwen_vla_core.sim.demos import PERIOD_S, RENDER_SIZE, STORED_SIZE, DemoConfig, generate
+    from qwen_vla_core.sim.demos import RENDER_SIZE, STORED_SIZE, DemoConfig, generate
+    from qwen_vla_core.sim.registry import world_class
 
     if args.episodes < 1 or args.workers < 1:
         raise UserError("--episodes and --workers: must be at least 1")
@@ -115,11 +120,11 @@ def _demos(args: argparse.Namespace, world_name: str, embodiment_name: str) -> i
         raise UserError("--noise: a chance between 0 and 1")
     about = {
         "embodiment": embodiment_name,
-        "rate_hz": 1 / PERIOD_S,
+        "rate_hz": 1 / world_class(world_name).decision_s,
         "picture_size": list(STORED_SIZE),
         "rendered_size": list(RENDER_SIZE),
     }
-    config = DemoConfig(world=world_name, tasks=_tasks(args.task), noise=args.noise)
+    config = DemoConfig(world=world_name, tasks=_tasks(args.task, world_name), noise=args.noise)
     with tqdm(total=args.episodes, unit="episode", disable=args.json) as bar:
 
         def progress(kept: int, failed: int) -> None:
@@ -143,10 +148,10 @@ def _render(args: argparse.Namespace, world_name: str, embodiment_name: str) -> 
 
     if args.out.suffix.lower() not in (".png", ".gif"):
         raise UserError(f"--out {args.out}: must end in .png or .gif")
-    world = make_world(world_name, tasks=_tasks(args.task))
+    world = make_world(world_name, tasks=_tasks(args.task, world_name))
     world.reset(args.seed, args.instruction)
     frames = film(world, world_name, act=args.expert)
-    save(args.out, frames)
+    save(args.out, frames, world.decision_s)
     report = {"out": str(args.out), "instruction": world.instruction, "frames": len(frames), "success": world.success()}
     if args.json:
         print(json.dumps(report))

@@ -8,18 +8,40 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qwen_vla_core.actions.conventions import continue_headings
 from qwen_vla_core.interfaces import Observation, Policy, World
 
 RENDER_SIZE = (256, 192)  # twice the tiny model's input, so that the area filter of its preprocessing has work to do
 
 
 class JudgedWorld(World, Protocol):
-    """A world that also says which object the robot is holding up, so that language following can be judged."""
+    """A world that also says how an episode went, so that language following can be judged.
+
+    Attributes:
+        views: what ``render`` knows.
+        time_s: simulated seconds since ``reset``.
+        headings: the action columns that are angles modulo a turn.
+    """
 
     views: tuple[str, ...]
     time_s: float
+    headings: tuple[int, ...]
 
-    def lifted_cube(self) -> str | None: ...
+    def command(self) -> np.ndarray:
+        """(c,) the last action, after ``reset`` the start pose."""
+        ...
+
+    def ended(self) -> bool:
+        """Success, or over for another reason: a base that has stopped in the wrong place."""
+        ...
+
+    def chosen(self) -> str | None:
+        """The object the robot acted on, whatever was asked; None while there is none."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers of this episode so far, by name; the same names in every episode of a world."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,9 +51,10 @@ class EpisodeResult:
     seed: int
     instruction: str
     success: bool
-    lifted: str | None
+    chosen: str | None
     seconds: float
     inferences: int
+    metrics: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -59,7 +82,7 @@ def run_episode(
     timeout_s: float = 12.0,
     on_step: Callable[[JudgedWorld], None] | None = None,
 ) -> EpisodeResult:
-    """Runs one episode until success or ``timeout_s`` of simulated time.
+    """Runs one episode until it has ended or for ``timeout_s`` of simulated time.
 
     Args:
         world: the simulated robot; it is reset here.
@@ -73,21 +96,29 @@ def run_episode(
     world.reset(seed, instruction)
     control_s = 1.0 / world.control_hz
     inferences = 0
-    setpoint = np.asarray(world.state(), dtype=np.float64)
-    while world.time_s < timeout_s and not world.success():
+    setpoint = np.asarray(world.command(), dtype=np.float64)
+    while world.time_s < timeout_s and not world.ended():
         start = world.time_s
         chunk = policy.predict(observe(world))
         inferences += 1
         # Targets over time: from where the last command was, through the actions at their due times.
-        knots = np.vstack([setpoint[None], chunk.actions_hc])
+        actions_hc = continue_headings(chunk.actions_hc, setpoint, world.headings)
+        knots = np.vstack([setpoint[None], actions_hc])
         while world.time_s < min(start + execute_steps * chunk.period_s, timeout_s) - 1e-9:
             setpoint = interpolate(knots, (world.time_s + control_s - start) / chunk.period_s)
             world.step(setpoint)
             if on_step is not None:
                 on_step(world)
-            if world.success():
+            if world.ended():
                 break
-    return EpisodeResult(seed, world.instruction, world.success(), world.lifted_cube(), world.time_s, inferences)
+    return judge(world, seed, inferences)
+
+
+def judge(world: JudgedWorld, seed: int, inferences: int) -> EpisodeResult:
+    """How the episode that ``world`` is in has gone."""
+    return EpisodeResult(
+        seed, world.instruction, world.success(), world.chosen(), world.time_s, inferences, world.metrics()
+    )
 
 
 def interpolate(knots_tc: np.ndarray, position: float) -> np.ndarray:

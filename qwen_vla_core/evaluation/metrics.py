@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,3 +36,8 @@ class Rate:
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.successes}/{self.trials} = {self.value:.0%} [{low:.0%}, {high:.0%}]"
+
+
+def mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every metric over episodes that all report the same names; {} without any."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else {})}

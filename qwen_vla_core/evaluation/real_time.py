@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen_vla_core.embodiment.spec import Embodiment
-from qwen_vla_core.evaluation.closed_loop import EpisodeResult, JudgedWorld, observe
+from qwen_vla_core.evaluation.closed_loop import EpisodeResult, JudgedWorld, judge, observe
 from qwen_vla_core.interfaces import ActionChunk, Policy
 from qwen_vla_core.runtime.chunk_buffer import NANO
 from qwen_vla_core.runtime.controller import ControlLoop
@@ -45,7 +45,7 @@ def run_episode_in_time(
     timeout_s: float = 12.0,
     on_step: Callable[[JudgedWorld], None] | None = None,
 ) -> EpisodeResult:
-    """Runs one episode until success or ``timeout_s`` of simulated time.
+    """Runs one episode until it has ended or for ``timeout_s`` of simulated time.
 
     Args:
         world: the simulated robot; it is reset here.
@@ -63,7 +63,7 @@ def run_episode_in_time(
     loop.start(0)
     under_way: tuple[float, ActionChunk] | None = None
     next_look_s, inferences = 0.0, 0
-    while world.time_s < timeout_s and not world.success():
+    while world.time_s < timeout_s and not world.ended():
         now_s = world.time_s
         now_ns = round(now_s * NANO)
         if under_way is not None and now_s >= under_way[0] - 1e-9:
@@ -82,4 +82,4 @@ def run_episode_in_time(
         world.step(loop.limiter.position_c if commanded else state[columns])
         if on_step is not None:
             on_step(world)
-    return EpisodeResult(seed, world.instruction, world.success(), world.lifted_cube(), world.time_s, inferences)
+    return judge(world, seed, inferences)

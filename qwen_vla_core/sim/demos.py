@@ -24,31 +24,28 @@ from qwen_vla_core.data.episodes import (
     write_index,
 )
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.sim.experts import PERIOD_S, interpolate
+from qwen_vla_core.sim.experts import interpolate
 from qwen_vla_core.sim.registry import make_expert, make_world
 
 RENDER_SIZE = (256, 192)  # width, height; then shrunk by area, as a 640×480 camera picture is
 STORED_SIZE = (128, 96)
 HOLD_AFTER = 5  # steps recorded after success: a policy must learn to stay
-LIMIT_S = 12.0
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
     """Pushes while recording (DART [X]): the command is displaced for some steps, the label stays the expert's wish.
 
+    What a push does to which robot, and how far, its expert says.
+
     Attributes:
         start: chance per step that a push begins.
         steps: shortest and longest push, in policy steps.
-        arm: largest displacement per step of an arm joint, radians.
-        gripper: chance that a push closes the open gripper instead.
         most: pushes per episode at most.
     """
 
     start: float = 0.12
     steps: tuple[int, int] = (2, 5)
-    arm: float = 0.06
-    gripper: float = 0.2
     most: int = 3
 
 
@@ -62,29 +59,27 @@ class DemoConfig:
 
 
 class _Push:
-    """The displacement of the executed command, step by step; zero between pushes."""
+    """The displacement of the executed action, step by step; None between pushes."""
 
-    def __init__(self, config: NoiseConfig, rng: np.random.Generator) -> None:
-        self.config, self.rng = config, rng
-        self.left, self.done, self.offset = 0, 0, np.zeros(14)
+    def __init__(self, config: NoiseConfig, expert: Any, rng: np.random.Generator) -> None:
+        self.config, self.expert, self.rng = config, expert, rng
+        self.left, self.done = 0, 0
+        self.offset: np.ndarray | None = None
 
-    def next(self, arm_index: int, opening: float) -> np.ndarray:
-        """(14,) displacement for this step. ``opening`` is what the expert wants of the moving gripper."""
+    def execute(self, action_c: np.ndarray) -> np.ndarray:
+        """(c,) what is executed in place of the expert's action at this step."""
         c = self.config
         if self.left == 0:
-            self.offset = np.zeros(14)
+            self.offset = None
             if self.done < c.most and self.rng.random() < c.start:
                 self.done += 1
                 self.left = int(self.rng.integers(c.steps[0], c.steps[1] + 1))
-                if opening > 0.9 and self.rng.random() < c.gripper:
-                    self.offset[7 * arm_index + 6] = -1.0
-                else:
-                    self.offset[7 * arm_index : 7 * arm_index + 6] = self.rng.uniform(-c.arm, c.arm, 6)
+                self.offset = self.expert.draw_push(action_c, self.rng)
         else:
             self.left -= 1
             if self.left == 0:
-                self.offset = np.zeros(14)
-        return self.offset
+                self.offset = None
+        return action_c if self.offset is None else np.asarray(self.expert.pushed(action_c, self.offset))
 
 
 def shrink(picture: np.ndarray, size: tuple[int, int] = STORED_SIZE) -> np.ndarray:
@@ -105,26 +100,23 @@ def record(world: Any, world_name: str, seed: int, *, noise: float = 0.0, pushes
     world.reset(seed)
     expert = make_expert(world_name, world)
     rng = np.random.default_rng([seed, 3])
-    push = _Push(pushes or NoiseConfig(), rng) if rng.random() < noise else None
-    arm_index = 0 if world.arm == "left" else 1
+    push = _Push(pushes or NoiseConfig(), expert, rng) if rng.random() < noise else None
     pictures: dict[str, list[np.ndarray]] = {view: [] for view in world.views}
     states, actions, perturbed, scenes = [], [], [], []
-    substeps = round(PERIOD_S * world.control_hz)
+    substeps = round(world.decision_s * world.control_hz)
     left = HOLD_AFTER
-    while left and world.time_s < LIMIT_S:
+    while left and world.time_s < world.limit_s:
         for view in world.views:
             pictures[view].append(shrink(world.render(view, *RENDER_SIZE)))
         states.append(world.state())
         scenes.append(world.scene_state().to_dict())
         action = expert.action()
-        offset = push.next(arm_index, action[7 * arm_index + 6]) if push and not world.success() else np.zeros(14)
-        executed = action + offset
-        executed[[6, 13]] = executed[[6, 13]].clip(0, 1)
+        executed = push.execute(action) if push and not world.ended() else action
         actions.append(action)
         perturbed.append(bool(np.any(executed != action)))
         for command in interpolate(world.command(), executed, substeps):
             world.step(command)
-        left = left - 1 if world.success() else HOLD_AFTER
+        left = left - 1 if world.ended() else HOLD_AFTER
     return Episode(
         images={view: np.stack(frames) for view, frames in pictures.items()},
         state=np.stack(states).astype(np.float32),
@@ -133,7 +125,7 @@ def record(world: Any, world_name: str, seed: int, *, noise: float = 0.0, pushes
         instruction=world.instruction,
         seed=seed,
         success=bool(world.success()),
-        info={"task": world.task.name, "target": world.task.colour, "arm": world.arm, "pushed": push is not None},
+        info={**world.about(), "pushed": push is not None},
         scenes=scenes,
     )
 
@@ -244,14 +236,14 @@ def _resume(folder: Path, described: dict[str, Any]) -> tuple[dict[int, dict[str
     return known, failed
 
 
-def check_expert(world: Any, world_name: str, seeds: Sequence[int], limit_s: float = LIMIT_S) -> list[dict[str, Any]]:
-    """Runs the expert without rendering; one line per seed: success, seconds, which cube it lifted."""
+def check_expert(world: Any, world_name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Runs the expert without rendering; one line per seed: success, seconds, which object it chose, metrics."""
     lines = []
-    substeps = round(PERIOD_S * world.control_hz)
+    substeps = round(world.decision_s * world.control_hz)
     for seed in seeds:
         world.reset(seed)
         expert = make_expert(world_name, world)
-        while not world.success() and world.time_s < limit_s:
+        while not world.ended() and world.time_s < world.limit_s:
             for command in interpolate(world.command(), expert.action(), substeps):
                 world.step(command)
         lines.append(
@@ -260,7 +252,8 @@ def check_expert(world: Any, world_name: str, seeds: Sequence[int], limit_s: flo
                 "instruction": world.instruction,
                 "success": world.success(),
                 "seconds": world.time_s,
-                "lifted": world.lifted_cube(),
+                "chosen": world.chosen(),
+                "metrics": world.metrics(),
             }
         )
     return lines

@@ -8,7 +8,6 @@ interpolated linearly, exactly as the controller plays a policy's chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mujoco
@@ -17,6 +16,9 @@ import numpy as np
 from qwen_vla_core.sim.ik import solve_ik
 from qwen_vla_core.sim.worlds.aloha import START_ARM, AlohaWorld
 from qwen_vla_core.sim.worlds.scene import ARMS, CUBE_HALF
+from qwen_vla_core.sim.worlds.tabletop import interpolate
+
+__all__ = ["PERIOD_S", "ScriptedExpert", "gripper_rotation", "interpolate"]
 
 PERIOD_S = 0.1  # one decision
 DOWN, LEVEL = 0.5 * np.pi, 0.0  # pitch of the gripper below the horizontal, radians
@@ -38,6 +40,8 @@ class ExpertConfig:
         lift: height of the pinch point after the lift.
         handoff: where the two arms meet.
         stand_off: how far the receiving arm waits, and the giving one retreats, from the meeting point.
+        push_arm: largest displacement of an arm joint when a demonstration is pushed off its path.
+        push_gripper: chance that such a push closes the open gripper instead.
     """
 
     speed: float = 1.5
@@ -50,6 +54,8 @@ class ExpertConfig:
     lift: float = 0.16
     handoff: tuple[float, float, float] = (0.0, 0.5, 0.30)
     stand_off: float = 0.11
+    push_arm: float = 0.06
+    push_gripper: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,24 @@ class ScriptedExpert:
             goal[index : index + 6] = self._joints(arm, wanted)
             goal[index + 6] = wanted.opening
         return self._towards(command, goal)
+
+    # --- being pushed while a demonstration is recorded -------------------------------------------------------------
+
+    def draw_push(self, action_c: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(14,) a displacement of the moving arm, or of its gripper, to be added to some actions from this one on."""
+        c, first = self.config, 7 * ARMS.index(self.world.arm)
+        offset = np.zeros(14)
+        if action_c[first + 6] > 0.9 and rng.random() < c.push_gripper:
+            offset[first + 6] = -1.0
+        else:
+            offset[first : first + 6] = rng.uniform(-c.push_arm, c.push_arm, 6)
+        return offset
+
+    def pushed(self, action_c: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        """(14,) what is executed instead of ``action_c`` while pushed."""
+        executed = action_c + offset
+        executed[[6, 13]] = executed[[6, 13]].clip(0, 1)
+        return executed
 
     # --- decisions --------------------------------------------------------------------------------------------------
 
@@ -206,9 +230,3 @@ def gripper_rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
     about_y = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
     about_x = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
     return about_z @ about_y @ about_x
-
-
-def interpolate(start: np.ndarray, end: np.ndarray, steps: int) -> Iterator[np.ndarray]:
-    """The ``steps`` commands on the straight line from ``start`` (left out) to ``end`` (included)."""
-    for i in range(1, steps + 1):
-        yield start + (end - start) * (i / steps)

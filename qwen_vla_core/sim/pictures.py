@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from qwen_vla_core.files import atomic_write_bytes
-from qwen_vla_core.sim.demos import LIMIT_S, PERIOD_S, shrink
+from qwen_vla_core.sim.demos import shrink
 from qwen_vla_core.sim.experts import interpolate
 from qwen_vla_core.sim.registry import make_expert
 
@@ -34,27 +34,33 @@ def tile(world: Any) -> np.ndarray:
 
 
 def film(world: Any, world_name: str, *, act: bool) -> list[np.ndarray]:
-    """One frame of a world that has been reset, or ten a second until its expert has done the task."""
+    """One frame of a world that has been reset, or one per decision until its expert has ended the episode."""
     frames = [tile(world)]
     if not act:
         return frames
     expert = make_expert(world_name, world)
-    left = round(0.5 / PERIOD_S)  # half a second more, to see the result
-    while left and world.time_s < LIMIT_S:
-        for command in interpolate(world.command(), expert.action(), round(PERIOD_S * world.control_hz)):
+    left = round(0.5 / world.decision_s)  # half a second more, to see the result
+    while left and world.time_s < world.limit_s:
+        for command in interpolate(world.command(), expert.action(), round(world.decision_s * world.control_hz)):
             world.step(command)
         frames.append(tile(world))
-        left -= world.success()
+        left -= world.ended()
     return frames
 
 
-def save(path: str | Path, frames: Sequence[np.ndarray]) -> None:
-    """Writes a GIF of all frames, or a PNG of the first, the last and some between, one below the other."""
+def save(path: str | Path, frames: Sequence[np.ndarray], period_s: float) -> None:
+    """Writes a GIF of all frames, or a PNG of the first, the last and some between, one below the other.
+
+    Args:
+        path: ends in .gif or .png.
+        frames: (height, width, 3) RGB each.
+        period_s: simulated seconds between two frames.
+    """
     path, buffer = Path(path), BytesIO()
     if path.suffix.lower() == ".gif":
         pictures = [Image.fromarray(frame).quantize(96) for frame in frames]
         pictures[0].save(
-            buffer, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 * PERIOD_S), loop=0
+            buffer, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 * period_s), loop=0
         )
     else:
         chosen = np.unique(np.linspace(0, len(frames) - 1, STILLS).round().astype(int))

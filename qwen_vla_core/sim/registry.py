@@ -31,6 +31,11 @@ def _load(place: tuple[str, str]) -> Any:
         raise UserError(f"simulation needs {error.name}: pip install 'qwen_vla_ros[sim]'") from None
 
 
+def world_class(name: str | None) -> Any:
+    """The class behind a name: its task names, views and rates can be read without building it."""
+    return _load(_look_up(name)[0])
+
+
 def make_world(name: str | None, **options: Any) -> Any:
     """A new world.
 
@@ -41,11 +46,10 @@ def make_world(name: str | None, **options: Any) -> Any:
     Raises:
         UserError: unknown name, or the simulator is not installed.
     """
-    world, _ = _look_up(name)
-    return _load(world)(**options)
+    return world_class(name)(**options)
 
 
 def make_expert(name: str | None, world: Any) -> Any:
-    """The scripted expert for a world that has just been reset: ``action()`` gives the target 0.1 s ahead."""
+    """The scripted expert for a world that has just been reset: ``action()`` gives the target ``decision_s`` ahead."""
     _, expert = _look_up(name)
     return _load(expert)(world)

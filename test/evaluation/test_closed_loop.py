@@ -13,6 +13,7 @@ class IntegratorWorld:
     control_hz = 50.0
     channels = ("joint",)
     views = ("ego",)
+    headings = ()
     instruction = "reach one"
 
     def __init__(self) -> None:
@@ -36,8 +37,17 @@ class IntegratorWorld:
     def success(self) -> bool:
         return self.position > 0.999
 
-    def lifted_cube(self) -> str | None:
+    def command(self) -> np.ndarray:
+        return self.state()
+
+    def ended(self) -> bool:
+        return self.success()
+
+    def chosen(self) -> str | None:
         return None
+
+    def metrics(self) -> dict[str, float]:
+        return {"position": self.position}
 
 
 class Approach:

@@ -10,9 +10,10 @@ from qwen_vla_core.cli import main
 from qwen_vla_core.commands.eval import print_report, summarise
 
 
-def row(target: str, lifted: str | None, seconds: float = 2.0, other: dict[str, Any] | None = None) -> dict[str, Any]:
-    """One episode; it succeeded when the named cube was lifted."""
-    result = {"seed": 0, "target": target, "lifted": lifted, "success": lifted == target, "seconds": seconds}
+def row(target: str, chosen: str | None, seconds: float = 2.0, other: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One episode; it succeeded when the named object was chosen."""
+    success = chosen == target
+    result = {"seed": 0, "target": target, "chosen": chosen, "success": success, "seconds": seconds, "metrics": {}}
     return result if other is None else {**result, "other": other}
 
 
@@ -20,16 +21,16 @@ def fraction(report: dict[str, Any], key: str) -> tuple[int, int]:
     return report[key]["successes"], report[key]["trials"]
 
 
-def test_success_and_wrong_cube_are_counted_apart() -> None:
+def test_success_and_wrong_object_are_counted_apart() -> None:
     rows = [row("red", "red", 2.0), row("red", "green", 12.0), row("blue", None, 12.0), row("blue", "blue", 3.0)]
     report = summarise(rows, {"task": "pick"})
     assert fraction(report, "success") == (2, 4) and report["success"]["rate"] == 0.5
-    assert fraction(report, "wrong_cube") == (1, 4)
+    assert fraction(report, "wrong_object") == (1, 4)
     assert report["mean_seconds_to_success"] == pytest.approx(2.5)
     assert report["settings"] == {"task": "pick"} and report["episodes"] == rows
     low, high = report["success"]["interval_95"]
     assert 0.14 < low < 0.16 and 0.84 < high < 0.86
-    assert not {"other_cube_success", "named_of_lifted", "both_instructions"} & set(report)
+    assert not {"other_object_success", "named_of_chosen", "both_instructions"} & set(report)
 
 
 def test_language_counts_both_instructions_of_a_scene() -> None:
@@ -41,15 +42,15 @@ def test_language_counts_both_instructions_of_a_scene() -> None:
     ]
     report = summarise(rows, {})
     assert fraction(report, "success") == (3, 4)
-    assert fraction(report, "other_cube_success") == (2, 4)
+    assert fraction(report, "other_object_success") == (2, 4)
     assert fraction(report, "both_instructions") == (1, 4)
-    assert fraction(report, "named_of_lifted") == (5, 6)
-    assert fraction(report, "wrong_cube") == (0, 4)
+    assert fraction(report, "named_of_chosen") == (5, 6)
+    assert fraction(report, "wrong_object") == (0, 4)
 
 
-def test_nothing_lifted_is_no_success_and_no_division_by_zero(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_chosen_is_no_success_and_no_division_by_zero(capsys: pytest.CaptureFixture[str]) -> None:
     report = summarise([row("red", None, 12.0, other=row("green", None))], {})
-    assert report["mean_seconds_to_success"] is None and fraction(report, "named_of_lifted") == (0, 0)
+    assert report["mean_seconds_to_success"] is None and fraction(report, "named_of_chosen") == (0, 0)
     print_report(report)
     assert "0/1" in capsys.readouterr().out
 
@@ -94,7 +95,13 @@ def test_mistakes_are_one_line_that_names_the_flag(
 
 
 def test_a_word_that_is_no_task_is_refused_with_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["eval", "--task", "juggle"])
-    assert caught.value.code == 2
-    assert "--task" in (error := capsys.readouterr().err) and "pick" in error
+    assert main(["eval", "--task", "juggle"]) == 2
+    assert "--task juggle: use one of pick, transfer, all" in capsys.readouterr().err
+
+
+def test_metrics_of_a_world_are_averaged_over_all_episodes(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row("red", "red"), "metrics": {"spl": 1.0}}, {**row("red", None), "metrics": {"spl": 0.0}}]
+    report = summarise(rows, {})
+    assert report["metrics"] == {"spl": 0.5}
+    print_report(report)
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["spl,", "mean", "0.500"]

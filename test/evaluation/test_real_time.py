@@ -17,6 +17,7 @@ class PerfectArms:
     control_hz = 50.0
     channels = ROBOT.channels
     views = ("ego",)
+    headings = ()
     instruction = "turn left"
 
     def __init__(self) -> None:
@@ -41,8 +42,17 @@ class PerfectArms:
     def success(self) -> bool:
         return bool(self.pose[JOINT] > 0.499)
 
-    def lifted_cube(self) -> str | None:
+    def command(self) -> np.ndarray:
+        return self.state()
+
+    def ended(self) -> bool:
+        return self.success()
+
+    def chosen(self) -> str | None:
         return None
+
+    def metrics(self) -> dict[str, float]:
+        return {"angle": float(self.pose[JOINT])}
 
 
 class TurnLeft:
