@@ -110,7 +110,7 @@ class SampleMaker:
 
     def _window(self, draw: Draw, dataset: ActionDataset) -> ActionSample:
         source, contract, t = self.sources[draw.source], dataset.contract, draw.t
-        rows = self._rows.through((draw.source, draw.episode), lambda: dataset.rows(draw.episode), _row_bytes)
+        rows = self._rows.through((draw.source, draw.episode), lambda: _bare(dataset.rows(draw.episode)), _row_bytes)
         whole = source.family in WHOLE_SEQUENCE_FAMILIES
         actions, mask = rows.chunk(t, len(rows) - t if whole else contract.horizon)
         if not (np.isfinite(actions).all() and np.isfinite(rows.state[t]).all()):
@@ -161,7 +161,11 @@ class SampleMaker:
         return images
 
 
+def _bare(rows: EpisodeRows) -> EpisodeRows:
+    """Without the extra columns, which no sample shows and which may be larger than all the rest."""
+    return dataclasses.replace(rows, extra={})
+
+
 def _row_bytes(rows: EpisodeRows) -> int:
-    """What an episode's numbers take in memory, roughly; extra columns are hardly ever large."""
-    arrays = (rows.state, rows.action, rows.timestamp, rows.task, rows.perturbed, *rows.extra.values())
-    return sum(a.nbytes if isinstance(a, np.ndarray) else 64 * len(a) for a in arrays)
+    """What an episode's numbers take in memory."""
+    return sum(a.nbytes for a in (rows.state, rows.action, rows.timestamp, rows.task, rows.perturbed))

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import lcm
 
 import numpy as np
 
 from qwen_vla_core.data.dataset import ActionDataset
 from qwen_vla_core.data.mixture_recipe import Level
+
+_MOST_TASKS = 20_000  # of one source; with more (T2A has one per episode) they are told apart only to balance them
 
 
 class Quota:
@@ -82,10 +85,18 @@ class Runs:
     tasks: Sequence[str]
 
 
-def step_runs(dataset: ActionDataset, episodes: Sequence[int] | None = None) -> Runs:
-    """Every step of a dataset is a sample; an instruction that changes inside an episode begins a new run."""
+def step_runs(dataset: ActionDataset) -> Runs:
+    """Every step of a dataset is a sample; an instruction that changes inside an episode begins a new run.
+
+    LeRobot's metadata name the tasks of every episode: only episodes with several have their rows read.
+    """
     found: list[tuple[int, int, int, int]] = []
-    for episode in range(len(dataset.lengths)) if episodes is None else episodes:
+    named: Sequence[Sequence[str]] | None = getattr(getattr(dataset, "table", None), "tasks", None)
+    numbers = {task: number for number, task in enumerate(dataset.tasks)} if named is not None else {}
+    for episode in range(len(dataset.lengths)):
+        if named is not None and len(named[episode]) == 1 and named[episode][0] in numbers:
+            found.append((episode, 0, int(dataset.lengths[episode]), numbers[named[episode][0]]))
+            continue
         task = dataset.rows(episode).task
         starts = np.flatnonzero(np.diff(task, prepend=task[:1] - 1))
         ends = np.append(starts[1:], len(task))
@@ -115,7 +126,7 @@ class Cell:
     Attributes:
         source: position of the source in the mixture.
         embodiment: of the source; empty for conversations.
-        task: the instruction; empty for conversations.
+        task: the instruction; empty for conversations, and where there are too many to tell apart.
         weight: of the source.
         size: number of samples.
     """
@@ -197,6 +208,8 @@ class FamilySampler:
         cells: list[Cell] = []
         ordered: list[np.ndarray] = []  # per source: (4, runs) length, source, episode, start; by task
         for source, embodiment, weight, runs in sources:
+            if "task" not in balance and len(runs.tasks) > _MOST_TASKS:
+                runs = Runs(runs.episode, runs.start, runs.length, np.zeros_like(runs.task), ("",))
             order = np.argsort(runs.task, kind="stable")
             number = np.full(len(order), source)
             ordered.append(np.stack([runs.length[order], number, runs.episode[order], runs.start[order]]))
@@ -217,11 +230,6 @@ class FamilySampler:
             run_start=run_start,
         )
 
-    @property
-    def size(self) -> int:
-        """Samples in all cells."""
-        return int(self.cell_end[-1])
-
     def draw(self, uniform_n2: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Samples for numbers in [0, 1).
 
@@ -231,11 +239,15 @@ class FamilySampler:
         Returns:
             source, episode, step and cell, each (n,) int64.
         """
-        edges = np.cumsum(self.probability)
+        edges = self._edges
         cell = np.minimum(np.searchsorted(edges, uniform_n2[:, 0] * edges[-1], side="right"), len(self.cells) - 1)
-        begin = np.concatenate([[0], self.cell_end[:-1]])[cell]
+        begin = np.where(cell > 0, self.cell_end[cell - 1], 0)
         size = self.cell_end[cell] - begin
         position = begin + np.minimum((uniform_n2[:, 1] * size).astype(np.int64), size - 1)
         run = np.searchsorted(self.run_end, position, side="right")
-        offset = position - np.concatenate([[0], self.run_end[:-1]])[run]
+        offset = position - np.where(run > 0, self.run_end[run - 1], 0)
         return self.run_source[run], self.run_episode[run], self.run_start[run] + offset, cell
+
+    @cached_property
+    def _edges(self) -> np.ndarray:
+        return np.cumsum(self.probability)

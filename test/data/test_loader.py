@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ from memory_dataset import MemoryDataset, healthy
 
 from qwen_vla_core.data import loader as loader_module
 from qwen_vla_core.data import shared
+from qwen_vla_core.data.lerobot import LeRobotWriter
 from qwen_vla_core.data.loader import MixtureLoader
 from qwen_vla_core.data.mixture import Draw, Mixture
 from qwen_vla_core.data.mixture_recipe import load_mixture
 from qwen_vla_core.data.sample_maker import SampleMaker, SampleOptions, SourceReference
 from qwen_vla_core.data.samples import ActionSample, Sample, SampleBatch, TextSample
+from qwen_vla_core.data.sampling import step_runs
 from qwen_vla_core.errors import UserError
 
 PREFIX = f"qwen_vla_{os.getpid()}_"
@@ -225,6 +228,75 @@ def test_samples_without_any_array_travel_too() -> None:
     assert shared.unpack(shared.pack([sample], PREFIX)) == [sample]
     empty = dataclasses.replace(make(healthy(1), 0), images={"ego": np.zeros((0, 4, 4, 3), np.uint8)})
     assert_same(shared.unpack(shared.pack([empty], PREFIX))[0], empty)
+
+
+def write_files(folder: Path) -> None:
+    """A LeRobot dataset with several episodes in a file, one of them with two instructions; and conversations."""
+    data = healthy(4, steps=12)
+    split = dataclasses.replace(data.episodes[2], task=np.repeat([0, 1], [5, len(data.episodes[2]) - 5]))
+    data.episodes[2] = split
+    with LeRobotWriter(folder / "films", data.contract, family="synthetic", views={"ego": (48, 48)}) as writer:
+        for rows, frames in zip(data.episodes, data.pictures, strict=True):
+            writer.add_episode(rows, data.tasks, frames)
+    lines = [
+        {"id": i, "conversations": [{"from": "human", "value": f"{i}?"}, {"from": "gpt", "value": "yes"}]}
+        for i in range(3)
+    ]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_recipe_over_files_opens_them_in_every_worker(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    recipe = write_recipe(
+        tmp_path,
+        """
+batch_size: 6
+families:
+  - {name: synthetic, weight: 2, datasets: [{path: films}]}
+  - {name: captions, weight: 1, datasets: [{path: texts.jsonl}]}
+absent: [manipulation, human, navigation, general_vl, spatial_grounding, driving_vqa]
+""",
+    )
+    mixture = Mixture(load_mixture(recipe))
+    films = mixture.sources[0].actions
+    runs = step_runs(films)  # metadata tell the tasks of all episodes but the divided one
+    assert runs.episode.tolist() == [0, 1, 2, 2, 3]
+    assert runs.length.tolist() == [12, 14, 5, 11, 18]
+    assert [runs.tasks[task] for task in runs.task] == [films.tasks[films.rows(e).task[0]] for e in (0, 1, 2)] + [
+        films.tasks[films.rows(2).task[-1]],
+        films.tasks[films.rows(3).task[0]],
+    ]
+    with MixtureLoader(mixture, OPTIONS) as alone:
+        expected = list(alone.batches(0, 4))
+    with MixtureLoader(mixture, OPTIONS, workers=2) as loader:
+        assert_same_batches(list(loader.batches(0, 4)), expected)
+    with MixtureLoader(mixture) as loader:
+        batches = list(loader.batches(0, 4))
+    for sample in (sample for batch in batches for sample in batch.samples):
+        if isinstance(sample, TextSample):
+            assert sample.turns == ((f"{sample.index}?", "yes"),)
+            continue
+        np.testing.assert_array_equal(sample.images["ego"], films.frames(sample.episode, "ego", [sample.t]))
+        assert sample.instruction == films.tasks[int(films.rows(sample.episode).task[sample.t])]
+        assert (sample.dataset, sample.family, sample.embodiment) == ("films", "synthetic", "pair")
+
+
+def test_a_video_cut_short_is_named_by_a_worker(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    text = """
+batch_size: 4
+families: [{name: synthetic, datasets: [{path: films}]}]
+absent: [manipulation, human, navigation, general_vl, spatial_grounding, driving_vqa, captions]
+"""
+    mixture = Mixture(load_mixture(write_recipe(tmp_path, text)))
+    (video,) = (tmp_path / "films").rglob("*.mp4")
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    with (
+        MixtureLoader(mixture, workers=1) as loader,
+        pytest.raises(UserError, match=rf"{video.name}") as caught,
+    ):
+        list(loader.batches(0, 2))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

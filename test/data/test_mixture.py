@@ -13,13 +13,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loader_support import PUBLISHED, open_memory, small_recipe, write_recipe
+from memory_dataset import healthy
 
 from qwen_vla_core.commands.data_jobs import mixture as job
+from qwen_vla_core.data import sampling
 from qwen_vla_core.data.contract import FAMILIES, PUBLISHED_MIXTURE
 from qwen_vla_core.data.mixture import Mixture
 from qwen_vla_core.data.mixture_recipe import load_mixture
 from qwen_vla_core.data.mixture_report import mixture_report
-from qwen_vla_core.data.sampling import Cell, Quota, conversation_runs, episode_runs, probabilities, step_runs
+from qwen_vla_core.data.sampling import (
+    Cell,
+    FamilySampler,
+    Quota,
+    conversation_runs,
+    episode_runs,
+    probabilities,
+    step_runs,
+)
 from qwen_vla_core.errors import UserError
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes" / "mixtures"
@@ -114,8 +124,6 @@ def test_chances_add_up_to_one(balance: tuple[str, ...], temperature: float | No
 
 
 def test_an_instruction_that_changes_begins_a_new_run() -> None:
-    from memory_dataset import healthy
-
     data = healthy(2, steps=10)
     data.episodes[1] = dataclasses.replace(data.episodes[1], task=np.repeat([1, 0, 1], [3, 4, 5]))
     runs = step_runs(data)
@@ -127,6 +135,17 @@ def test_an_instruction_that_changes_begins_a_new_run() -> None:
     assert (whole.episode.tolist(), whole.start.tolist(), whole.length.tolist()) == ([0, 1], [0, 0], [1, 1])
     texts = conversation_runs(7)
     assert (texts.episode.tolist(), texts.length.tolist()) == ([-1], [7])
+
+
+def test_too_many_tasks_are_told_apart_only_where_they_are_balanced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "_MOST_TASKS", 1)
+    runs = step_runs(healthy(4, steps=10))
+    one = FamilySampler.build([(0, "pair", 1.0, runs)], ("embodiment",), None)
+    assert [(cell.task, cell.size) for cell in one.cells] == [("", 10 + 12 + 14 + 16)]
+    source, episode, t, _ = one.draw(np.stack([np.zeros(52), (np.arange(52) + 0.5) / 52], axis=1))
+    assert list(zip(episode, t, strict=True)) == [(e, t) for e in range(4) for t in range(10 + 2 * e)]
+    assert not source.any()
+    assert len(FamilySampler.build([(0, "pair", 1.0, runs)], ("task",), None).cells) == 2
 
 
 # ---- draws --------------------------------------------------------------------------------------------------------
