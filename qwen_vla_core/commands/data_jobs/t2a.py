@@ -48,13 +48,14 @@ def run(args: argparse.Namespace) -> int:
     robots = [find_arm(name).name for name in args.robots] or list(ARMS)
     if len(set(robots)) < len(robots):
         raise UserError(f"--robots {' '.join(robots)}: a robot is named twice; name it once")
+    templates = parse_templates(args.templates)
     clock = Clock()
     with tqdm(total=args.count, unit="trajectory", disable=args.json) as bar:
         reports = generate(
             args.out,
             args.count,
             robots,
-            parse_templates(args.templates),
+            templates,
             args.seed,
             workers=args.workers,
             ray=args.ray,
