@@ -13,6 +13,7 @@ from memory_dataset import CHANNELS, FPS, MemoryDataset, contract, episode, heal
 
 from qwen_vla_core.data.dataset import EpisodeRows
 from qwen_vla_core.data.doctor.case import examine_all
+from qwen_vla_core.data.doctor.checks import close_pairs
 from qwen_vla_core.data.doctor.config import Thresholds, load_thresholds
 from qwen_vla_core.data.doctor.diagnose import Diagnosis, diagnose
 from qwen_vla_core.data.doctor.facts import EpisodeFacts
@@ -287,6 +288,16 @@ def test_duplicate_frames() -> None:
     dataset.pictures.append({"ego": copied})
     found = only(dataset, "duplicate_frames", "error")
     assert found.numbers["pairs"] == [[3, 6]]
+
+
+def test_close_pairs_are_all_and_only_those() -> None:
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 12, (60, 256), np.uint8)
+    levels[41] = np.clip(levels[7].astype(int) + rng.integers(-2, 3, 256), 0, 255)
+    levels[50] = levels[41]
+    far = np.abs(levels[:, None].astype(int) - levels[None]).max(axis=2)
+    expected = [(i, j) for i in range(60) for j in range(i + 1, 60) if far[i, j] <= 2]
+    assert close_pairs(levels, 2.0) == expected and (7, 41) in expected and (41, 50) in expected
 
 
 def test_contradicting_instructions() -> None:

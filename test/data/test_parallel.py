@@ -55,9 +55,11 @@ def test_ray_missing_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None
         next(map_episodes(square, range(7), 1, ray=True, progress=False))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_ray_gives_the_same_results_and_the_same_mistake() -> None:
-    """Takes about 10 s: it starts a real one-CPU Ray twice."""
+    """Takes 5 to 10 s: it starts a real Ray of one CPU."""
     pytest.importorskip("ray.data")
-    assert list(map_episodes(square, range(7), 1, ray=True, progress=False)) == EXPECTED
-    with pytest.raises(UserError, match="is 2; fix"):
-        list(map_episodes(partial(square, wrong=2), range(7), 1, ray=True, progress=False))
+    results = map_episodes(partial(square, wrong=6), range(7), 1, ray=True, progress=False)
+    assert [next(results) for _ in range(6)] == EXPECTED[:6]
+    with pytest.raises(UserError, match="is 6; fix"):
+        next(results)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from qwen_vla_core.data.doctor.case import Case
 from qwen_vla_core.data.doctor.facts import EpisodeFacts
@@ -292,20 +293,28 @@ def _same_pictures(case: Case) -> list[tuple[int, int]]:
         usable = facts.views and all(v.signature and not v.blank_total and not v.frozen for v in facts.views)
         if usable and facts.travel > case.thresholds.frozen_travel:
             buckets[facts.length, tuple(view.view for view in facts.views)].append(facts)
-    tolerance = case.thresholds.same_picture
     pairs = []
     for bucket in buckets.values():
         levels = np.array(
             [np.frombuffer(bytes.fromhex("".join(v.signature for v in f.views)), np.uint8) for f in bucket]
-        ).astype(np.float32)
-        mean = levels.mean(axis=1)  # pictures that agree have means that agree: only neighbours are compared
-        order = np.argsort(mean, kind="stable")
-        for i, a in enumerate(order):
-            for b in order[i + 1 :]:
-                if mean[b] - mean[a] > tolerance:
-                    break
-                same_rows = bucket[a].digest == bucket[b].digest
-                if not same_rows and np.abs(levels[a] - levels[b]).max() <= tolerance:
-                    first, second = sorted((bucket[a].episode, bucket[b].episode))
-                    pairs.append((first, second))
+        )
+        for a, b in close_pairs(levels, case.thresholds.same_picture):
+            if bucket[a].digest != bucket[b].digest:
+                pairs.append((bucket[a].episode, bucket[b].episode))
     return sorted(pairs)
+
+
+def close_pairs(levels: np.ndarray, tolerance: float) -> list[tuple[int, int]]:
+    """Pairs (i < j) of rows of (n, d) uint8 that differ nowhere by more than ``tolerance``.
+
+    Means of 64 neighbours cannot differ by more either: a k-d tree over them leaves few pairs to compare in full.
+    """
+    n, d = levels.shape
+    coarse = levels.reshape(n, -1, 64).mean(axis=2) if d % 64 == 0 else levels.astype(np.float64)
+    candidates = cKDTree(coarse).query_pairs(tolerance + 1e-6, p=np.inf, output_type="ndarray")
+    found: list[tuple[int, int]] = []
+    for start in range(0, len(candidates), 4096):
+        i, j = candidates[start : start + 4096].T
+        near = np.abs(levels[i].astype(np.int16) - levels[j]).max(axis=1) <= tolerance
+        found += zip(i[near].tolist(), j[near].tolist(), strict=True)
+    return sorted(found)
