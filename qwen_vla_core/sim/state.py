@@ -51,6 +51,17 @@ class GripperState:
 
 
 @dataclass(frozen=True)
+class PlaceState:
+    """What cubes can be put on: its name, position (metres), where each view shows it, and which cubes lie on it."""
+
+    name: str
+    position: tuple[float, float, float]
+    pixels: Mapping[str, Pixel]
+    visible: tuple[str, ...]
+    holds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class SceneState:
     """The whole table, and what was asked for."""
 
@@ -59,6 +70,7 @@ class SceneState:
     arm: str
     cubes: tuple[CubeState, ...]
     grippers: tuple[GripperState, ...]
+    places: tuple[PlaceState, ...] = ()
 
     def cube(self, colour: str) -> CubeState | None:
         """The cube of that colour, or None when it is not on the table."""
@@ -73,12 +85,18 @@ class SceneState:
         cubes = tuple(
             replace(cube, visible=tuple(view for view in cube.visible if view in views)) for cube in self.cubes
         )
+        places = tuple(
+            replace(place, visible=tuple(view for view in place.visible if view in views)) for place in self.places
+        )
         grippers = self.grippers if EGO in views else ()
-        return replace(self, cubes=cubes, grippers=grippers)
+        return replace(self, cubes=cubes, grippers=grippers, places=places)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; ``from_dict`` restores it."""
-        return asdict(self)
+        value = asdict(self)
+        if not self.places:
+            del value["places"]
+        return value
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> SceneState:
@@ -107,7 +125,17 @@ class SceneState:
             )
             for gripper in value["grippers"]
         )
-        return cls(value["task"], value["target"], value["arm"], cubes, grippers)
+        places = tuple(
+            PlaceState(
+                place["name"],
+                tuple(place["position"]),
+                {view: tuple(uv) for view, uv in place["pixels"].items()},
+                tuple(place["visible"]),
+                tuple(place["holds"]),
+            )
+            for place in value.get("places", ())
+        )
+        return cls(value["task"], value["target"], value["arm"], cubes, grippers, places)
 
 
 def project(point: np.ndarray, eye: np.ndarray, axes: np.ndarray, fovy_deg: float) -> Pixel | None:
