@@ -37,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="chance that an episode is pushed off its path, for recovery data (bare flag: 0.7; default: 0)",
     )
     render.add_argument("--out", type=Path, required=True, help="picture to write: .png or .gif")
+    for job in (demos, render):
+        job.add_argument(
+            "--randomize",
+            nargs="?",
+            const="",
+            metavar="FILE",
+            help="full domain randomisation: the default ranges, or those of a YAML file (default: off)",
+        )
     render.add_argument("--instruction", help="what to do (default: drawn from the seed)")
     render.add_argument("--expert", action="store_true", help="let the expert act (a PNG then shows several moments)")
 
@@ -124,7 +132,7 @@ def _demos(args: argparse.Namespace, world_name: str, embodiment_name: str) -> i
         "picture_size": list(STORED_SIZE),
         "rendered_size": list(RENDER_SIZE),
     }
-    config = DemoConfig(world=world_name, tasks=_tasks(args.task, world_name), noise=args.noise)
+    config = DemoConfig(world=world_name, tasks=_tasks(args.task, world_name), noise=args.noise, domain=_domain(args))
     with tqdm(total=args.episodes, unit="episode", disable=args.json) as bar:
 
         def progress(kept: int, failed: int) -> None:
@@ -142,13 +150,23 @@ def _demos(args: argparse.Namespace, world_name: str, embodiment_name: str) -> i
     return 0
 
 
+def _domain(args: argparse.Namespace) -> Any:
+    """Ranges of ``--randomize``; None without it, and then nothing of it is imported."""
+    if args.randomize is None:
+        return None
+    from qwen_vla_core.sim.domain import domain_option
+
+    return domain_option(args.randomize)
+
+
 def _render(args: argparse.Namespace, world_name: str, embodiment_name: str) -> int:
     from qwen_vla_core.sim.pictures import film, save
     from qwen_vla_core.sim.registry import make_world
 
     if args.out.suffix.lower() not in (".png", ".gif"):
         raise UserError(f"--out {args.out}: must end in .png or .gif")
-    world = make_world(world_name, tasks=_tasks(args.task, world_name))
+    domain = {} if args.randomize is None else {"domain": _domain(args)}
+    world = make_world(world_name, tasks=_tasks(args.task, world_name), **domain)
     world.reset(args.seed, args.instruction)
     frames = film(world, world_name, act=args.expert)
     save(args.out, frames, world.decision_s)

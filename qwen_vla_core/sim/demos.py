@@ -9,7 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -26,6 +26,9 @@ from qwen_vla_core.data.episodes import (
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.sim.experts import interpolate
 from qwen_vla_core.sim.registry import make_expert, make_world
+
+if TYPE_CHECKING:
+    from qwen_vla_core.sim.domain import DomainConfig
 
 RENDER_SIZE = (256, 192)  # width, height; then shrunk by area, as a 640×480 camera picture is
 STORED_SIZE = (128, 96)
@@ -51,11 +54,19 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """What to record. ``noise`` is the chance that an episode is pushed; ``tasks`` those drawn from."""
+    """What to record.
+
+    Attributes:
+        world: name in the registry.
+        tasks: those drawn from.
+        noise: chance that an episode is pushed.
+        domain: full domain randomisation; None is off.
+    """
 
     world: str
     tasks: tuple[str, ...]
     noise: float = 0.0
+    domain: DomainConfig | None = None
 
 
 class _Push:
@@ -125,20 +136,26 @@ def record(world: Any, world_name: str, seed: int, *, noise: float = 0.0, pushes
         instruction=world.instruction,
         seed=seed,
         success=bool(world.success()),
-        info={**world.about(), "pushed": push is not None},
+        info={**world.about(), "pushed": push is not None, **_domain_of(world)},
         scenes=scenes,
     )
 
 
-_WORLD: dict[tuple[str, tuple[str, ...]], Any] = {}  # one world per process: building and its GL context cost a second
+def _domain_of(world: Any) -> dict[str, Any]:
+    """What domain randomisation drew for this episode; nothing without it."""
+    return {"domain": world.domain_drawn} if getattr(world, "domain", None) is not None else {}
+
+
+_WORLD: dict[tuple[Any, ...], Any] = {}  # one world per process: building and its GL context cost a second
 
 
 def _job(folder: str, config: DemoConfig, seed: int) -> tuple[int, dict[str, Any] | None]:
     """In a worker: records one seed, writes it if it succeeded."""
-    key = (config.world, config.tasks)
+    key = (config.world, config.tasks, config.domain)
     if key not in _WORLD:
         cv2.setNumThreads(1)
-        _WORLD[key] = make_world(config.world, tasks=config.tasks)
+        domain = {} if config.domain is None else {"domain": config.domain}
+        _WORLD[key] = make_world(config.world, tasks=config.tasks, **domain)
     episode = record(_WORLD[key], config.world, seed, noise=config.noise)
     return seed, write_episode(folder, episode) if episode.success else None
 
@@ -167,6 +184,7 @@ def generate(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     described = {**(about or {}), "world": config.world, "tasks": list(config.tasks), "noise": config.noise}
+    described["domain"] = config.domain.to_json() if config.domain else None
     known, failed = _resume(folder, described)
     kept = {s: entry for s, entry in known.items() if s >= seed}
     progress(len(kept), len(failed))

@@ -74,8 +74,8 @@ class DomainConfig:
     )
 
     def to_json(self) -> dict[str, Any]:
-        """For the provenance of a dataset."""
-        return asdict(self)
+        """Plain JSON, for the provenance of a dataset."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 # Model fields that `apply` changes; the world restores them before every episode.

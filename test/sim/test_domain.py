@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwen_vla_core.cli import main
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.sim.demos import check_expert
 from qwen_vla_core.sim.domain import FIELDS, TABLE_TOP, DomainConfig, domain_option, load_domain
@@ -105,6 +106,19 @@ def test_ranges_come_from_yaml(tmp_path: Path) -> None:
     world = AlohaWorld(domain=config)
     world.reset(0)
     assert world.model.geom_matid[world.model.geom(TABLE_TOP).id] == -1
+
+
+def test_demonstrations_are_randomised_on_request_and_not_mixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["sim", "demos", "--task", "pick", "--episodes", "1", "--out", str(tmp_path / "demos"), "--json"]
+    assert main([*flags, "--randomize"]) == 0
+    assert json.loads(capsys.readouterr().out)["episodes"] == 1
+    assert main(flags) != 0
+    assert "domain" in capsys.readouterr().err
+    for name, more in (("plain.png", []), ("varied.png", ["--randomize"])):
+        assert main(["sim", "render", "--seed", "2", "--out", str(tmp_path / name), *more]) == 0
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "varied.png").read_bytes()
 
 
 @pytest.mark.parametrize(
