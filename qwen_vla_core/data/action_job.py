@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -205,11 +206,19 @@ def _stage(
 
 
 def _job(source: Mapping[str, Any], family: str, items: Sequence[Named], options: Any) -> dict[str, Any]:
-    given = {key: value for key, value in sorted(vars(options).items()) if key not in _NOT_THE_JOB}
+    given = {k: v for k, v in sorted(vars(options).items()) if k not in _NOT_THE_JOB and not callable(v)}
     told = json.loads(json.dumps(given, default=str))
     names = [item.name for item in items]
     ends = [names[0], names[-1]] if names else []
-    return {"source": source.get("name"), "family": family, "items": len(names), "ends": ends, "options": told}
+    meaning = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()
+    return {
+        "source": source.get("name"),
+        "meaning": meaning,
+        "family": family,
+        "items": len(names),
+        "ends": ends,
+        "options": told,
+    }
 
 
 @dataclass

@@ -66,7 +66,16 @@ def read_dict(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     try:
         value = _plain(_read(data[_header(data) :]))
-    except (_NotData, ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        _NotData,
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SyntaxError,
+    ) as error:
         raise UserError(
             f"{path}: not a dictionary of plain arrays, or cut short ({' '.join(str(error).split())}); copy it again"
         ) from None
