@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from memory_dataset import CHANNELS, FPS, contract
 from PIL import Image
 from vl_support import read_lines
 
@@ -28,6 +29,8 @@ from qwen_vla_core.data.captions.script import (
     sketch_schema,
 )
 from qwen_vla_core.data.captions.video import Clip, Video, VideoError, even_times, find_videos, load_clip, thin, windows
+from qwen_vla_core.data.dataset import EpisodeRows
+from qwen_vla_core.data.lerobot import LeRobotWriter
 from qwen_vla_core.data.llava import LlavaDataset
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.model.backbone import BACKBONES, Backbone
@@ -96,6 +99,7 @@ def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows.sort(key=lambda row: row[0]["input_ids"].shape[1])  # three sketches, two scripts
     batches = [padded(rows[:3], processor), padded(rows[3:], processor)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    model.model.visual.requires_grad_(False)  # its answers do not depend on the picture
     model.train()
     for step in range(STEPS):
         for group in optimizer.param_groups:
@@ -241,6 +245,28 @@ def test_a_stopped_run_is_consistent_and_goes_on(
     assert run(tmp_path / "films", tmp_path / "out", knowing) == 0
     assert json.loads(capsys.readouterr().out)["done_before"] == 1
     assert len(LlavaDataset.open(tmp_path / "out")) == 4
+
+
+def test_episodes_of_a_lerobot_dataset_are_captioned_with_their_task(tmp_path: Path) -> None:
+    steps = 11  # at 10 Hz
+    rows = EpisodeRows(
+        state=np.zeros((steps, len(CHANNELS)), np.float32),
+        action=np.zeros((steps, len(CHANNELS)), np.float32),
+        timestamp=np.arange(steps) / FPS,
+        task=np.array([0] * 6 + [1] * 5),
+        perturbed=np.zeros(steps, bool),
+    )
+    frames = np.repeat(np.arange(0, 220, 20, dtype=np.uint8), 96 * 128 * 3).reshape(steps, 96, 128, 3)
+    with LeRobotWriter(tmp_path / "data", contract(), family="manipulation", views={"ego": (128, 96)}) as writer:
+        for _ in range(2):
+            writer.add_episode(rows, ["reach", "grasp"], {"ego": frames})
+    videos = find_videos(tmp_path / "data")
+    assert [video.key for video in videos] == ["episode_000000-ego", "episode_000001-ego"]
+    clip = load_clip(videos[1], 2.0, 64)
+    assert (clip.times, clip.task) == ((0.0, 0.5, 1.0), "reach, then grasp")
+    assert np.abs(clip.frames[:, 48, 64, 0].astype(int) - [0, 100, 200]).max() < 12
+    with pytest.raises(UserError, match=r"--camera wrist: .* has no such view; it has ego"):
+        find_videos(tmp_path / "data", "wrist")
 
 
 @pytest.mark.parametrize("model_type", BACKBONES)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from vl_support import convert, picture, read_lines, talk, write_json, write_lines
 
+from qwen_vla_core.cli import main
 from qwen_vla_core.data.llava import LlavaDataset
 from qwen_vla_core.data.llava_format import parse_record
 from qwen_vla_core.data.pictures import PictureError, check_picture, load_picture
@@ -387,3 +388,22 @@ def test_a_text_that_would_break_out_of_its_turn_is_dropped(tmp_path: Path) -> N
     dropped = read_lines(tmp_path / "out/dropped.jsonl")
     assert ["token of the model" in dropped[0]["reason"], "picture tag" in dropped[1]["reason"]] == [True, True]
     assert [parse_record(line).id for line in read_lines(tmp_path / "out/samples.jsonl")] == ["coco-caption-0"]
+
+
+def test_the_command_converts_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "pics/a.jpg")
+    values = [
+        {"id": 1, "image": "a.jpg", "conversations": talk("<image>\nWhat?", "A thing")},
+        {"id": 2, "image": "gone.jpg", "conversations": talk("<image>\nWhat?", "x")},
+    ]
+    src = write_json(tmp_path / "a.json", values)
+    command = ["data", "convert", str(src), str(tmp_path / "out"), "--from", "llava", "--workers", "1", "--json"]
+    command += ["--images", str(tmp_path / "pics"), "--family", "captions"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["converted"], report["family"]) == (1, "captions")
+    assert [(drop["item"], "gone.jpg" in drop["reason"]) for drop in report["dropped"]] == [(f"{src}:16: [1]", True)]
+    assert main(command) == 2
+    assert "exists; add --resume" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["resumed"] is True
