@@ -81,7 +81,7 @@ class Named(Protocol):
 N = TypeVar("N", bound=Named)
 
 
-def add_arguments(parser: argparse._ActionsContainer, pictures: bool = True) -> None:
+def add_arguments(parser: argparse._ActionsContainer) -> None:
     """Arguments that all converters of action corpora share."""
     parser.add_argument("--limit", type=int, help="only the first so many recordings")
     parser.add_argument(
@@ -92,14 +92,11 @@ def add_arguments(parser: argparse._ActionsContainer, pictures: bool = True) -> 
         action="store_true",
         help="list damaged recordings as dropped instead of stopping at the first",
     )
-    if pictures:
-        parser.add_argument(
-            "--height",
-            type=int,
-            default=224,
-            help="picture height; the width keeps the aspect; 0 = as they are (default: 224)",
-        )
-        parser.add_argument("--no-pictures", action="store_true", help="numbers and instructions only")
+    parser.add_argument("--ray", action="store_true", help="work as a Ray Data job; all its nodes must see SRC and OUT")
+    parser.add_argument(
+        "--height", type=int, default=224, help="picture height; the width keeps the aspect; 0 = as is (default: 224)"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="numbers and instructions only")
 
 
 def option(options: Any, name: str, default: Any = None) -> Any:
@@ -176,7 +173,9 @@ def write_dataset(
         done.keep(durable)
         resumed = len(done.lines)
         staging = partial(_stage, work, writer.stager, bool(option(options, "skip_damaged", False)))
-        for outcome, staged in map_episodes(staging, items[resumed:], workers, progress=progress, description=out.name):
+        for outcome, staged in map_episodes(
+            staging, items[resumed:], workers, bool(option(options, "ray", False)), progress, out.name
+        ):
             first = done.add(outcome)
             for number, episode in enumerate(staged, first):
                 if number < durable:  # of an item that was being written when the last run stopped
@@ -213,7 +212,7 @@ def _job(source: Mapping[str, Any], family: str, items: Sequence[Named], options
     meaning = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()
     return {
         "source": source.get("name"),
-        "meaning": meaning,
+        "provenance": meaning,
         "family": family,
         "items": len(names),
         "ends": ends,

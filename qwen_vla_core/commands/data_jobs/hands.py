@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     fit.add_argument("--skip-damaged", action="store_true", help="leave damaged recordings out")
     fit.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    fit.add_argument("--ray", action="store_true", help="work as a Ray Data job")
     show.add_argument("file", type=Path, help="JSON of `fit`")
 
 

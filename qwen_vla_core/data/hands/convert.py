@@ -212,7 +212,12 @@ def gather(read: Read, items: Sequence[Named], options: Any, every: int, workers
     total = Moments.of(np.zeros((0, POSE)))
     skip = bool(option(options, "skip_damaged", False))
     for part in map_episodes(
-        partial(_moments, read, options, every, skip), items, workers, progress=progress, description="hands"
+        partial(_moments, read, options, every, skip),
+        items,
+        workers,
+        ray=bool(option(options, "ray", False)),
+        progress=progress,
+        description="hands",
     ):
         total = total.merge(part)
     return total
