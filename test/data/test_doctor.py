@@ -94,7 +94,7 @@ def test_not_finite() -> None:
     dataset.episodes[2].action[7, 4] = np.nan
     dataset.episodes[2].action[9, 4] = np.inf
     found = only(dataset, "not_finite", "error")
-    assert "2 values of action are NaN or infinite, in right_elbow" in found.message
+    assert "2 values of action not finite (NaN or infinite), in right_elbow" in found.message
     assert (found.places[0].episode, found.places[0].rows) == (2, (7, 8))
 
 
@@ -269,6 +269,10 @@ def test_frozen_frames() -> None:
     dataset.pictures[5]["ego"][20:45] = dataset.pictures[5]["ego"][20]
     found = only(dataset, "frozen_frames", "warning")
     assert (found.places[0].episode, found.places[0].rows) == (5, (20, 45))
+    noisy = healthy()
+    noise = np.random.default_rng(0).integers(-3, 4, (25, 48, 48, 3))  # as an encoder makes it
+    noisy.pictures[5]["ego"][20:45] = np.clip(noisy.pictures[5]["ego"][20] + noise, 0, 255)
+    assert only(noisy, "frozen_frames", "warning").places[0].rows == (20, 45)
 
 
 def test_duplicate_rows() -> None:

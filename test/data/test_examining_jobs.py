@@ -112,7 +112,7 @@ def test_doctor_of_a_faulty_one(
     words = ("doctor", str(broken), "--embodiment", robot_yaml, "--workers", "1")
     code, text, _ = run(capsys, *words)
     assert code == 1 and "error    not_finite" in text and "at: episode 1 row 6" in text
-    assert "fix:" in text and text.endswith("1 errors, 0 warnings\n")
+    assert "fix:" in text and text.endswith("1 error, 0 warnings\n")
     (video,) = broken.glob("videos/*/*/*.mp4")
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
     code, found, _ = run(capsys, *words, "--json")

@@ -73,11 +73,13 @@ def _cannot_open(args: argparse.Namespace, error: UserError) -> int:
     if args.json:
         print(json.dumps({"path": args.path, "html": None, "errors": 1, "findings": [found.to_json()]}, indent=2))
     else:
-        print(f"error    {found.code}: {found.message}\nfix: {found.fix}\n1 errors, 0 warnings")
+        print(f"error    {found.code}: {found.message}\nfix: {found.fix}\n1 error, 0 warnings")
     return 1
 
 
 def _print(path: str, diagnosis: Diagnosis) -> None:
+    from qwen_vla_core.data.doctor.findings import many
+
     about = diagnosis.summary()
     print(
         f"{path}: {about['episodes']} episodes, {about['steps']} steps, {about['hours']:.2f} h at {about['fps']:g} Hz, "
@@ -97,4 +99,4 @@ def _print(path: str, diagnosis: Diagnosis) -> None:
     if not diagnosis.findings:
         print("nothing found")
     else:
-        print(f"{about['errors']} errors, {about['warnings']} warnings")
+        print(f"{many(about['errors'], 'error')}, {many(about['warnings'], 'warning')}")

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 
 from qwen_vla_core.data.doctor.case import Case
 from qwen_vla_core.data.doctor.facts import EpisodeFacts
-from qwen_vla_core.data.doctor.findings import Finding, Place, finding
+from qwen_vla_core.data.doctor.findings import Finding, Place, finding, many
 from qwen_vla_core.data.doctor.language import contradict
 
 
@@ -78,7 +78,7 @@ def check_rows(case: Case) -> list[Finding]:
             finding(
                 "unreadable_rows",
                 "error",
-                f"{len(unreadable)} episodes cannot be read; the first: {unreadable[0].error}",
+                f"{many(len(unreadable), 'episode')} cannot be read; the first: {unreadable[0].error}",
                 "write these files again from the source, or leave the episodes out with `qwen-vla data clean`",
                 [Place(facts.episode, note=facts.error) for facts in unreadable],
             )
@@ -89,7 +89,7 @@ def check_rows(case: Case) -> list[Finding]:
             finding(
                 "zero_length",
                 "error",
-                f"{len(empty)} episodes have no rows",
+                f"no rows in {many(len(empty), 'episode')}",
                 "leave them out with `qwen-vla data clean`",
                 [Place(episode) for episode in empty],
             )
@@ -100,7 +100,7 @@ def check_rows(case: Case) -> list[Finding]:
             finding(
                 "unknown_task",
                 "error",
-                f"{len(lost)} episodes point to a task that the list of {len(case.dataset.tasks)} tasks does not have",
+                f"{many(len(lost), 'episode')} with a task that is not among the {len(case.dataset.tasks)} of the list",
                 "add the missing instructions to the tasks file, or convert the corpus again",
                 [Place(f.episode, (f.unknown_tasks[0], f.unknown_tasks[0] + 1)) for f in lost],
             )
@@ -118,7 +118,7 @@ def check_clock(case: Case) -> list[Finding]:
             finding(
                 "time_not_increasing",
                 "error",
-                f"time stands still or goes back at {rows} rows of {len(backward)} episodes",
+                f"time stands still or goes back at {many(rows, 'row')} of {many(len(backward), 'episode')}",
                 "sort the rows by capture time and drop repeated ones, then write the episodes again",
                 [Place(f.episode, (row, row + 1)) for f in backward for row in f.backward],
                 {"rows": rows},
@@ -130,7 +130,7 @@ def check_clock(case: Case) -> list[Finding]:
             finding(
                 "time_gaps",
                 "warning",
-                f"{len(gaps)} gaps, the longest {gaps[0][0]:.3g} s where {1 / case.dataset.fps:.3g} s was due",
+                f"{many(len(gaps), 'gap')}, the longest {gaps[0][0]:.3g} s where {1 / case.dataset.fps:.3g} s was due",
                 "split the episodes at the gaps, or resample state, action and pictures to an even rate",
                 [Place(episode, (row, row + 2), note=f"{seconds:.3g} s") for seconds, episode, row in gaps],
                 {"gaps": len(gaps), "longest_s": gaps[0][0]},
@@ -148,7 +148,8 @@ def check_clock(case: Case) -> list[Finding]:
             finding(
                 "wrong_rate",
                 "error",
-                f"timestamps of {len(wrong)} episodes say {measured:.4g} Hz, the dataset says {case.dataset.fps:g} Hz",
+                f"timestamps of {many(len(wrong), 'episode')} say {measured:.4g} Hz, "
+                f"the dataset says {case.dataset.fps:g} Hz",
                 "state the true fps when converting, or resample to the stated one",
                 [Place(f.episode, note=f"{1 / f.period_s:.4g} Hz") for f in wrong if f.period_s],
                 {"measured_hz": measured, "stated_hz": case.dataset.fps},
@@ -179,7 +180,7 @@ def check_pictures(case: Case) -> list[Finding]:
             finding(
                 "missing_frames",
                 "error",
-                f"pictures of {len(missing)} views of episodes cannot be read; the first: {missing[0][1].error}",
+                f"pictures cannot be read in {many(len(missing), 'video')}; the first: {missing[0][1].error}",
                 "write the videos again from the source, or leave the episodes out with `qwen-vla data clean`",
                 [Place(facts.episode, view=view.view, note=view.error) for facts, view in missing],
             )
@@ -192,7 +193,7 @@ def check_pictures(case: Case) -> list[Finding]:
             finding(
                 "blank_frames",
                 "error",
-                f"{total} of {looked} pictures are {colour}, in {len(blank)} views of episodes",
+                f"{total} of {looked} pictures are {colour}, in {many(len(blank), 'video')}",
                 "check the camera and its cable; leave the episodes out with `qwen-vla data clean`",
                 [
                     Place(facts.episode, (view.blank[0], view.blank[-1] + 1), view.view, f"{view.blank_total} pictures")
@@ -210,7 +211,8 @@ def check_pictures(case: Case) -> list[Finding]:
             finding(
                 "frozen_frames",
                 "warning",
-                f"{len(frozen)} times a picture stays the same while the robot moves, once for {frozen[0][0]} rows",
+                f"{many(len(frozen), 'time')} a picture stays the same while the robot moves, "
+                f"once for {frozen[0][0]} rows",
                 "check that frames are stored with their own time (the camera may have dropped out)",
                 [Place(episode, (start, stop), view) for _, episode, start, stop, view in frozen],
                 {"runs": len(frozen), "longest_rows": frozen[0][0]},
@@ -248,7 +250,7 @@ def check_duplicates(case: Case) -> list[Finding]:
             finding(
                 "contradicting_instructions",
                 "error",
-                f"{len(against)} motions occur under contradicting instructions: "
+                f"{many(len(against), 'motion')} under contradicting instructions: "
                 f"{instructions(case, first[0])!r} and {instructions(case, first[1])!r}",
                 "find out which instruction is right and drop the other episode",
                 [Place(facts.episode, note=instructions(case, facts)) for pair in against for facts in pair],
@@ -260,7 +262,7 @@ def check_duplicates(case: Case) -> list[Finding]:
             finding(
                 "duplicate_rows",
                 "warning",
-                f"{extra} of {len(case.facts)} episodes repeat the states and actions of another one",
+                f"states and actions of {many(extra, 'episode')} (of {len(case.facts)}) repeat those of another one",
                 "keep one of each: `qwen-vla data clean` drops the later ones",
                 [Place(f.episode, note=f"as episode {group[0].episode}") for group in copies for f in group[1:]],
                 {"groups": [[facts.episode for facts in group] for group in copies]},
@@ -272,7 +274,7 @@ def check_duplicates(case: Case) -> list[Finding]:
             finding(
                 "duplicate_frames",
                 "error",
-                f"{len(pairs)} pairs of episodes show the same pictures with different states and actions",
+                f"{many(len(pairs), 'pair')} of episodes with the same pictures, but different states and actions",
                 "pictures were copied to the wrong episode; convert these episodes again",
                 [Place(b, note=f"pictures of episode {a}") for a, b in pairs],
                 {"pairs": [list(pair) for pair in pairs[:100]]},

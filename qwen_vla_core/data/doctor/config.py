@@ -58,13 +58,14 @@ class Thresholds:
         default=6.0, metadata=doc("Grey levels between the darkest and brightest part of a blank picture.", minimum=0.0)
     )
     frozen_change: float = field(
-        default=0.75, metadata=doc("Grey levels that no part of a frozen picture changes by.", minimum=0.0)
+        default=4.0,
+        metadata=doc("Grey levels that no part of a frozen picture changes by (an encoder makes 3).", minimum=0.0),
     )
     frozen_travel: float = field(
         default=0.1, metadata=doc("Motion, in full scales, that a picture must show.", exclusive_minimum=0.0)
     )
     same_picture: float = field(
-        default=2.0, metadata=doc("Grey levels between pictures of duplicate episodes.", minimum=0.0)
+        default=4.0, metadata=doc("Grey levels between pictures of duplicate episodes.", minimum=0.0)
     )
     arm_moves: float = field(
         default=0.05, metadata=doc("Span, in full scales, from which an arm has moved.", exclusive_minimum=0.0)

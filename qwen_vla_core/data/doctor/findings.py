@@ -81,6 +81,11 @@ def finding(
     return Finding(code, severity, message, fix, kept, len(places), numbers or {}, side, tuple(channels))
 
 
+def many(count: int, one: str, more: str = "") -> str:
+    """``1 episode``, ``2 episodes``."""
+    return f"{count} {one if count == 1 else more or one + 's'}"
+
+
 def ordered(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Errors first, then warnings, then infos; otherwise as found."""
     return tuple(sorted(findings, key=lambda each: SEVERITIES.index(each.severity)))

@@ -10,7 +10,7 @@ import re
 
 from qwen_vla_core.data.doctor.case import Case
 from qwen_vla_core.data.doctor.facts import Segment
-from qwen_vla_core.data.doctor.findings import Finding, Place, finding
+from qwen_vla_core.data.doctor.findings import Finding, Place, finding, many
 
 _ARM = re.compile(r"\b(left|right)[\s-]+(?:robot(?:ic)?\s+)?(?:arm|hand|gripper|manipulator|claw)s?\b")
 _OPEN_CLOSE = re.compile(r"\b(?:open|close|clos|releas|release)(?:s|es|ing|d|ed)?\b[^.;]*\b(?:gripper|claw|finger)s?\b")
@@ -103,7 +103,7 @@ def check_language(case: Case) -> list[Finding]:
             finding(
                 "empty_instruction",
                 "error",
-                f"{len(silent)} stretches have an instruction that says nothing",
+                f"{many(len(silent), 'stretch', 'stretches')} with an instruction that says nothing",
                 "write what the robot does there into the tasks file, or leave the episodes out",
                 silent,
             )
@@ -113,7 +113,7 @@ def check_language(case: Case) -> list[Finding]:
             finding(
                 "instruction_motion",
                 "warning",
-                f"{len(wrong)} instructions do not fit the motion: {wrong[0].note}",
+                f"{many(len(wrong), 'instruction')} against the motion: {wrong[0].note}",
                 "look at the pictures and correct the instruction, or drop the episodes with `qwen-vla data clean`",
                 wrong,
             )

@@ -97,15 +97,15 @@ def _frozen(
     small: np.ndarray, blank: np.ndarray, steps: np.ndarray, travelled: np.ndarray, limits: Thresholds
 ) -> list[tuple[int, int]]:
     """Runs of one unchanged picture over which the robot moves more than the threshold. Blank ones are told apart."""
-    if len(small) < 2:
-        return []
-    still = np.abs(np.diff(small, axis=0)).max(axis=(1, 2)) < limits.frozen_change
-    still &= ~(blank[1:] | blank[:-1])
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], still, [False]]).astype(np.int8)))
     runs = []
-    for start, stop in zip(edges[::2], edges[1::2], strict=True):
-        if travelled[steps[stop]] - travelled[steps[start]] > limits.frozen_travel:
-            runs.append((int(steps[start]), int(steps[stop]) + 1))
+    anchor = 0
+    for i in range(1, len(small) + 1):
+        # Against the first picture of the run, not the one before: slow motion adds up, an encoder's noise does not.
+        if i < len(small) and np.abs(small[i] - small[anchor]).max() < limits.frozen_change:
+            continue
+        if not blank[anchor] and travelled[steps[i - 1]] - travelled[steps[anchor]] > limits.frozen_travel:
+            runs.append((int(steps[anchor]), int(steps[i - 1]) + 1))
+        anchor = i
     return runs
 
 

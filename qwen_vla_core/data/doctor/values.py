@@ -7,7 +7,7 @@ from collections import defaultdict
 
 from qwen_vla_core.data.doctor.case import SIDES, Case, places_of
 from qwen_vla_core.data.doctor.channels import DELTA_KINDS, Channel, Side, names
-from qwen_vla_core.data.doctor.findings import Finding, Place, finding
+from qwen_vla_core.data.doctor.findings import Finding, Place, finding, many
 from qwen_vla_core.data.sketch import QuantileSketch
 
 # unit → what the numbers may be in instead, and how many of them make one of the unit
@@ -46,7 +46,7 @@ def check_finite(case: Case) -> list[Finding]:
                 finding(
                     "not_finite",
                     "error",
-                    f"{rows} values of {side} are NaN or infinite, in {names(columns)}",
+                    f"{many(rows, 'value')} of {side} not finite (NaN or infinite), in {names(columns)}",
                     "find the sensor or division that made them; leave the episodes out with `qwen-vla data clean`",
                     places_of(hits, channels),
                     {"values": rows},
@@ -75,7 +75,7 @@ def check_constant(case: Case) -> list[Finding]:
                 finding(
                     "near_constant",
                     "warning",
-                    f"{len(still)} {side} channels hardly change between their 1 % and 99 % quantiles: "
+                    f"{many(len(still), f'{side} channel')} with hardly any change between the 1 % and 99 % quantiles: "
                     f"{names(still)}{also}",
                     "leave them out of the embodiment if they never move; otherwise check that they were recorded",
                     [Place(case.facts[0].episode)] if case.facts else (),
@@ -115,7 +115,7 @@ def check_idle(case: Case) -> list[Finding]:
         return []
     worst = sorted(case.facts, key=lambda facts: facts.idle_run[0] - facts.idle_run[1])
     longest = worst[0].idle_run[1] - worst[0].idle_run[0]
-    also = f"; {len(whole)} episodes do nothing else" if whole else ""
+    also = f"; {many(len(whole), 'episode')} with nothing else" if whole else ""
     return [
         finding(
             "idle",
@@ -220,8 +220,8 @@ def check_limits(case: Case) -> list[Finding]:
                 finding(
                     "out_of_limits",
                     "error" if side == "action" else "warning",
-                    f"{rows} values of {side} are beyond the limits, in {names(columns)}; the worst: {worst.name} = "
-                    f"{hits[0][1].value:.4g} with limits {worst.lower:g} … {worst.upper:g}",
+                    f"{many(rows, 'value')} of {side} beyond the limits, in {names(columns)}; the worst: "
+                    f"{worst.name} = {hits[0][1].value:.4g} with limits {worst.lower:g} … {worst.upper:g}",
                     "check the limits in the YAML, the zero position and the unit; the robot would clamp these",
                     places_of(hits, channels),
                     {"values": rows},
@@ -240,8 +240,8 @@ def check_limits(case: Case) -> list[Finding]:
             finding(
                 "velocity",
                 "warning",
-                f"{rows} steps are faster than the velocity limits, in {names(columns)}; the worst: {worst.name} at "
-                f"{jumps[0][1].value:.4g} per second, allowed {worst.velocity:g}",
+                f"{many(rows, 'step')} faster than the velocity limits, in {names(columns)}; the worst: "
+                f"{worst.name} at {jumps[0][1].value:.4g} per second, allowed {worst.velocity:g}",
                 "look for dropped rows, wrapped angles and resets inside episodes; the robot would lag behind",
                 places_of(jumps, channels),
                 {"steps": rows},
