@@ -122,8 +122,9 @@ class Plain:
         self.episode_files = episode_files
 
     def __call__(self, episode: int, t: int) -> dict[str, np.ndarray]:
-        path = self.data.data_path(episode)
-        table = pq.read_table(path, columns=list(self.columns))
+        number = int(self.data.table.file[episode])
+        name = f"episode_{number:06d}" if self.episode_files else f"file-{number:03d}"
+        table = pq.read_table(self.root / f"data/chunk-000/{name}.parquet", columns=list(self.columns))
         first = 0 if self.episode_files else int(self.data.table.first_row[episode])
         length = int(self.data.lengths[episode])
         state, action = (

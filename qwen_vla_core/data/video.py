@@ -302,7 +302,7 @@ class VideoReader:
                 return self._decode(index)
             self._next = position + 1
             if position == index:
-                return self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+                return self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
             if position > index:
                 break
         self._decoding = None

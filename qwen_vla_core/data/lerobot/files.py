@@ -92,7 +92,7 @@ class LeRobotFiles:
         if kept is not None and kept[0] == groups:
             return kept[1]
         try:
-            table = file.read_row_groups(groups)
+            table = file.read_row_groups(groups, use_threads=False)  # workers use the cores
         except (OSError, pa.ArrowException) as error:
             reason = (str(error).splitlines() or [""])[0][:160]
             raise UserError(
