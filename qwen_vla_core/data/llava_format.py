@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vla_core.data.samples import Turns
+from qwen_vla_core.embodiment.prompt import PLAIN
 
 TAG = "<image>"
 _VIEW = re.compile(r"<\|(\w+?)_start\|>((?:<image>)+)<\|(\w+?)_end\|>")
@@ -31,7 +32,7 @@ class Record:
     Attributes:
         id: as written, or the line's number.
         images: picture files relative to the picture folder, in the order of their markers.
-        views: per picture the name of its view; ``image`` (``image_1``, ``image_2``, … if several) without one.
+        views: per picture the name of its view; ``Picture 1``, ``Picture 2``, … for those without one.
         turns: (question, answer) pairs without markers; where a picture stood inside a sentence, its name does.
         task: what balanced sampling may tell apart, such as a question's category; may be empty.
         times: seconds per picture on one clock, in driving 0 is now; empty where unknown.
@@ -102,7 +103,6 @@ def parse_record(value: Any) -> Record:
 
 def _views_and_turns(texts: Sequence[str]) -> tuple[tuple[str, ...], Turns]:
     """Names every picture and takes the markers out of the texts."""
-    bare = sum(1 for text in texts for match in _MARKER.finditer(text) if match[1] is None)
     views: list[str] = []
     plain = 0
 
@@ -116,7 +116,7 @@ def _views_and_turns(texts: Sequence[str]) -> tuple[tuple[str, ...], Turns]:
             views.extend([match[1]] * match[2].count(TAG))
             return match[1]
         plain += 1
-        views.append("image" if bare == 1 else f"image_{plain}")
+        views.append(f"{PLAIN} {plain}")
         return views[-1]
 
     out: list[str] = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from qwen_vla_core.embodiment.spec import Embodiment
 
+PLAIN = "Picture"  # begins the name of a picture of no camera; with a blank after it, no view can be called so
+
 
 def build_prompt(embodiment: Embodiment, instruction: str) -> str:
     """The text that conditions the policy [P].

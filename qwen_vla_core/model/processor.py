@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as functional
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from qwen_vla_core.embodiment.prompt import PLAIN
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_json
 from qwen_vla_core.model.tokenizer import add_view_tokens, view_tokens
@@ -226,13 +227,18 @@ class Processor:
         return grid[0] * grid[1] // self.image.merge_size**2
 
     def view_ids(self, view: str, tokens: int, frames: int = 1) -> list[int]:
-        """``<|view_start|>``, per frame ``<|vision_start|>`` picture ``<|vision_end|>``, ``<|view_end|>`` as ids."""
-        start, end = view_tokens(view)
+        """``<|view_start|>``, per frame ``<|vision_start|>`` picture ``<|vision_end|>``, ``<|view_end|>`` as ids.
+
+        A picture of no camera (``Picture 1``, as Qwen's own template counts them) stands without the outer tokens.
+        """
         picture = [
             self.token_id("<|vision_start|>"),
             *[self.token_id("<|image_pad|>")] * tokens,
             self.token_id("<|vision_end|>"),
         ]
+        if view.startswith(f"{PLAIN} "):
+            return picture * frames
+        start, end = view_tokens(view)
         return [self.token_id(start), *picture * frames, self.token_id(end)]
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:

@@ -16,6 +16,10 @@ from qwen_vla_core.data.llava import LlavaDataset
 from qwen_vla_core.data.llava_format import parse_record
 from qwen_vla_core.data.pictures import PictureError, check_picture, load_picture
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.model.presets import TINY_IMAGE
+from qwen_vla_core.model.processor import Processor
+from qwen_vla_core.model.processor import Sample as ModelSample
+from qwen_vla_core.model.tokenizer import train_tokenizer
 
 
 def dataset(folder: Path, lines: list[Any]) -> LlavaDataset:
@@ -33,7 +37,7 @@ def test_a_bare_file_is_read_line_by_line_in_any_order(tmp_path: Path) -> None:
     for index in (39, 0, 17):
         sample = data.sample(index)
         assert sample.turns == ((f"Frage {index}: wo ist die Tür? 在哪里", f"здесь {index}"),)
-        assert sample.images["image"].shape == (1, 6, 8, 3)
+        assert sample.images["Picture 1"].shape == (1, 6, 8, 3)
         assert (sample.index, sample.family, sample.dataset) == (index, "general_vl", "talk")
     with pytest.raises(IndexError):
         data.sample(40)
@@ -59,10 +63,14 @@ def test_views_frames_and_pictures_inside_a_sentence(tmp_path: Path) -> None:
         "conversations": talk(question, "No."),
     }
     sample = dataset(tmp_path, [line]).sample(0)
-    assert {view: len(frames) for view, frames in sample.images.items()} == {"cam_front": 2, "cam_back": 1, "image": 1}
-    assert list(sample.images) == ["cam_front", "cam_back", "image"]
+    assert {view: len(frames) for view, frames in sample.images.items()} == {
+        "cam_front": 2,
+        "cam_back": 1,
+        "Picture 1": 1,
+    }
+    assert list(sample.images) == ["cam_front", "cam_back", "Picture 1"]
     assert np.array_equal(sample.images["cam_front"][1], load_picture(tmp_path / "f1.png"))
-    assert sample.turns == (("Is image one of these cameras?", "No."),)
+    assert sample.turns == (("Is Picture 1 one of these cameras?", "No."),)
 
 
 BAD = {
@@ -107,7 +115,7 @@ def test_broken_json_missing_and_damaged_pictures_name_the_line(tmp_path: Path) 
     lines = [json.dumps({"image": f"{name}.jpg", "conversations": talk("<image> a", "b")}) for name in names]
     (tmp_path / "a.jsonl").write_bytes("\n".join([*lines, '{"id": 5, "conv']).encode() + b'\n{"id": "\xff"}\n')
     data = LlavaDataset.open(tmp_path / "a.jsonl")
-    assert data.sample(0).images["image"].shape == (1, 240, 320, 3)
+    assert data.sample(0).images["Picture 1"].shape == (1, 240, 320, 3)
     reasons = {
         1: "cut.jpg is damaged",
         2: "text.jpg is damaged",
@@ -148,6 +156,25 @@ def test_the_quick_check_finds_a_cut_jpeg(tmp_path: Path) -> None:
     whole.write_bytes(whole.read_bytes()[:-400])
     with pytest.raises(PictureError, match="damaged"):
         check_picture(whole)
+
+
+def test_plain_pictures_reach_the_model_without_view_tokens_and_cameras_with_theirs(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 128, 96)
+    lines = [
+        {"image": "a.png", "conversations": talk("<image>\nwhere?", "here")},
+        {"image": ["a.png"] * 2, "conversations": talk("<|ego_start|><image><image><|ego_end|>\nwhere?", "here")},
+    ]
+    data = dataset(tmp_path, lines)
+    processor = Processor(train_tokenizer(("ego",)), TINY_IMAGE)
+    seen = []
+    for index in range(2):
+        sample = data.sample(index)
+        (question, answer) = sample.turns[0]
+        batch = processor.collate([ModelSample(sample.images, question, (("", answer),))])
+        seen.append(processor.tokenizer.decode(batch["input_ids"][0]))
+    shown = f"<|vision_start|>{'<|image_pad|>' * 12}<|vision_end|>"
+    assert seen[0].startswith(f"<|im_start|>user\n{shown}where?<|im_end|>")
+    assert seen[1].startswith(f"<|im_start|>user\n<|ego_start|>{shown}{shown}<|ego_end|>where?<|im_end|>")
 
 
 def test_a_dataset_travels_to_a_worker_and_has_a_hash_of_its_content(tmp_path: Path) -> None:
