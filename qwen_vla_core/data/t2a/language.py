@@ -41,7 +41,7 @@ _FORMS: dict[str, tuple[str, ...]] = {
     "hover": (
         "hover{pace} over {thing} with the fingers {height} above the table",
         "move the gripper{pace} above {thing}, {height} over the table",
-        "bring the open gripper{pace} {height} high over {thing}",
+        "bring the fingers{pace} {height} high over {thing}",
     ),
     "pick": (
         "pick up {thing}{pace} and lift it by {lift}",
