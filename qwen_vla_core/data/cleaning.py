@@ -114,21 +114,21 @@ def examine_resumably(
         workers: see there.
         ray: see there.
         progress: see there.
+
+    Raises:
+        UserError: the notes cannot be written.
     """
     work = examination(dataset, robot, thresholds, pictures)
     key = _key(work)
     known = _read_notes(notes, key) if notes else {}
     left = [episode for episode in range(len(dataset.lengths)) if episode not in known]
     if notes and left:
-        notes.parent.mkdir(parents=True, exist_ok=True)
-        text = "\n".join([json.dumps({"key": key}), *(json.dumps(known[e].to_json()) for e in sorted(known))])
-        notes.write_text(text + "\n")
-    results = map_episodes(partial(_facts, work), left, workers, ray, progress, "examine")
-    for facts in results:
+        lines = [json.dumps({"key": key}), *(json.dumps(known[episode].to_json()) for episode in sorted(known))]
+        _note(notes, lines, "w")
+    for facts in map_episodes(partial(_facts, work), left, workers, ray, progress, "examine"):
         known[facts.episode] = facts
         if notes:
-            with notes.open("a") as file:
-                file.write(json.dumps(facts.to_json()) + "\n")
+            _note(notes, [json.dumps(facts.to_json())], "a")
     ordered = [known[episode] for episode in range(len(dataset.lengths))]
     none: Sketches = {side: [QuantileSketch() for _ in work.channels(side)] for side in SIDES}
     return Case(work, ordered, none, robot)
@@ -189,6 +189,15 @@ def _key(work: Examination) -> str:
         work.pictures,
     ]
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
+
+
+def _note(path: Path, lines: Sequence[str], mode: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode) as file:
+            file.writelines(line + "\n" for line in lines)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); make room and run again") from None
 
 
 def _read_notes(path: Path, key: str) -> dict[int, EpisodeFacts]:

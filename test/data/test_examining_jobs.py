@@ -127,6 +127,8 @@ def test_doctor_of_a_faulty_one(
     (broken / "meta/info.json").write_text("{")
     code, found, _ = run(capsys, *words, "--json")
     assert code == 1 and [f["code"] for f in found["findings"]] == ["cannot_open"]
+    code, _, error = run(capsys, *words, "--html", str(tmp_path))
+    assert code == 2 and "is a folder; name a file in it" in error
     code, _, error = run(capsys, "doctor", str(tmp_path / "nowhere"))
     assert code == 2 and "no such folder" in error
 
@@ -240,6 +242,9 @@ def test_clean_keeps_uneven_times_and_says_when_nothing_is_left(
     code, _, error = run(capsys, "clean", str(source), str(nothing), "--no-motion", "50", *WORK)
     assert code == 2 and "nothing is left of 2 episodes; the first reason: episode 0" in error
     assert not nothing.exists()
+    (tmp_path / "file").write_text("")
+    code, _, error = run(capsys, "clean", str(source), str(tmp_path / "file/clean"), *WORK)
+    assert code == 2 and "cannot be written" in error
     code, _, error = run(capsys, "clean", str(source), str(source), *WORK)
     assert code == 2 and "OUT is SRC" in error
 

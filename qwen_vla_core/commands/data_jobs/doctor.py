@@ -41,6 +41,10 @@ def run(args: argparse.Namespace) -> int:
     from qwen_vla_core.data.doctor.case import examine_all
     from qwen_vla_core.data.doctor.diagnose import diagnose
 
+    if args.html:
+        from qwen_vla_core.data.doctor.page import check_page
+
+        check_page(args.html)
     thresholds = thresholds_of(args)
     try:
         dataset, robot = open_both(args.path, args.embodiment, args.view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from qwen_vla_core.data.doctor.case import SIDES
 from qwen_vla_core.data.doctor.config import Thresholds
 from qwen_vla_core.data.doctor.diagnose import Diagnosis
 from qwen_vla_core.data.doctor.plots import plot, sparkline, thumbnails
+from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_text
 
 _TEMPLATE = """<!doctype html>
@@ -98,6 +100,26 @@ def render(diagnosis: Diagnosis) -> str:
     return template.render(about=about, facts=facts, findings=findings, channels=channels, thresholds=thresholds)
 
 
+def check_page(path: Path) -> None:
+    """Says before the work what would go wrong after it.
+
+    Raises:
+        UserError: the path is a folder, or the packages of the page are not installed.
+    """
+    if path.is_dir():
+        raise UserError(f"--html {path}: is a folder; name a file in it")
+    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--html: needs {' and '.join(missing)}; pip install 'qwen_vla_ros[data]', or leave --html out")
+
+
 def write_page(diagnosis: Diagnosis, path: Path) -> None:
-    """Writes the HTML file, whole or not at all."""
-    atomic_write_text(path, render(diagnosis))
+    """Writes the HTML file, whole or not at all.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    try:
+        atomic_write_text(path, render(diagnosis))
+    except OSError as error:
+        raise UserError(f"--html {path}: cannot be written ({error.strerror or error}); name another file") from None
