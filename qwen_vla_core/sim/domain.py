@@ -69,6 +69,10 @@ class DomainConfig:
     joint_gain: Range = field(
         default=(0.9, 1.1), metadata=doc("Factor on each arm joint's position gain.", exclusive_minimum=0.0)
     )
+    distractors: tuple[int, int] = field(
+        default=(0, 3),
+        metadata=doc("Least and most pieces of clutter on the table, where the world has them.", minimum=0),
+    )
     start_pose: float = field(
         default=0.08, metadata=doc("Largest deviation of each arm joint from the start pose, radians.", minimum=0.0)
     )
@@ -101,26 +105,31 @@ def load_domain(path: str | Path) -> DomainConfig:
     return config
 
 
-def add_materials(spec: mujoco.MjSpec) -> None:
+def add_materials(spec: mujoco.MjSpec, centre: tuple[float, float], half: tuple[float, float]) -> None:
     """Adds the sheet over the table and the pool of patterns to a scene that is being built.
 
     The patterns are grey and bright: a geom's own colour shows through them, so a red cube stays red.
+
+    Args:
+        spec: the scene.
+        centre: (x, y) of the table, metres.
+        half: half of its extent in x and y, metres.
     """
     rng = np.random.default_rng(0)
     spec.worldbody.add_geom(
         name=TABLE_TOP,
         type=mujoco.mjtGeom.mjGEOM_BOX,
-        size=[0.6096, 0.381, 0.0003],
-        pos=[0.0, 0.6, 0.0002],
+        size=[*half, 0.0003],
+        pos=[*centre, 0.0002],
         contype=0,
         conaffinity=0,
     )
     for index in range(SURFACES):
         texture = spec.add_texture(name=f"surface_{index}", type=mujoco.mjtTexture.mjTEXTURE_2D, width=_TEXELS)
-        texture.height, texture.nchannel, texture.data = _TEXELS, 3, _pattern(index, rng, 0.45).tobytes()
+        texture.height, texture.nchannel, texture.data = _TEXELS, 3, pattern(index, rng, 0.45).tobytes()
     for index in range(STICKERS):
         texture = spec.add_texture(name=f"sticker_{index}", type=mujoco.mjtTexture.mjTEXTURE_CUBE, width=_TEXELS)
-        sides = np.concatenate([_pattern(index, rng, 0.2) for _ in range(6)])
+        sides = np.concatenate([pattern(index, rng, 0.2) for _ in range(6)])
         texture.height, texture.nchannel, texture.data = 6 * _TEXELS, 3, sides.tobytes()
     for kind, count in (("surface", SURFACES), ("sticker", STICKERS)):
         for index in range(count):
@@ -128,7 +137,7 @@ def add_materials(spec: mujoco.MjSpec) -> None:
             material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = f"{kind}_{index}"
 
 
-def _pattern(index: int, rng: np.random.Generator, depth: float) -> np.ndarray:
+def pattern(index: int, rng: np.random.Generator, depth: float) -> np.ndarray:
     """(64, 64, 3) uint8 grey pattern between ``1 - depth`` and 1: stripes, checks, grain or blots, by turns."""
     y, x = np.mgrid[0:_TEXELS, 0:_TEXELS] / _TEXELS
     turns, phase = int(rng.integers(2, 9)), rng.uniform(0, 2 * np.pi)

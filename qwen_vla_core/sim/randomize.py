@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,12 +91,55 @@ def sample_cubes(
             CubeLayout("red", (-x, middle), 0.0, PLAIN_RGB["red"]),
             CubeLayout("green", (x, middle), 0.0, PLAIN_RGB["green"]),
         ]
-    colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))][: int(rng.integers(2, 4))]
+    colours = choose_colours(config, rng, 2, 3)
     places: list[np.ndarray] = []
     while len(places) < len(colours):
         place = np.array([rng.uniform(*x_range) * rng.choice([-1.0, 1.0]), rng.uniform(*y_range)])
         if all(np.linalg.norm(place - other) >= config.min_gap for other in places):
             places.append(place)
+    return lay_out(config, rng, colours, places)
+
+
+def choose_colours(config: RandomizationConfig, rng: np.random.Generator, least: int, most: int) -> list[str]:
+    """``least`` to ``most`` different colours; the first ``least`` of ``COLOURS`` where cubes do not vary."""
+    if not config.cubes:
+        return list(COLOURS[:least])
+    return [COLOURS[i] for i in rng.permutation(len(COLOURS))][: int(rng.integers(least, most + 1))]
+
+
+def spread(
+    config: RandomizationConfig,
+    rng: np.random.Generator,
+    count: int,
+    area: tuple[float, float, float, float],
+    taken: Sequence[tuple[float, float, float]] = (),
+) -> list[np.ndarray]:
+    """``count`` places, each (2,) in metres, at least ``config.min_gap`` apart; in a row where cubes do not vary.
+
+    Args:
+        config: what may vary.
+        rng: the episode's generator.
+        count: how many; there must be room for them.
+        area: least and largest x, least and largest y.
+        taken: (x, y, least distance) of what lies there already.
+    """
+    if not config.cubes:
+        return [np.array([0.5 * (area[0] + area[1]), y]) for y in np.linspace(*area[2:], count + 2)[1:-1]]
+    while True:  # an unlucky first place can leave no room for the last: then all are drawn again
+        places: list[np.ndarray] = []
+        for _ in range(50 * count):
+            place = np.array([rng.uniform(*area[:2]), rng.uniform(*area[2:])])
+            apart = all(np.linalg.norm(place - other) >= config.min_gap for other in places)
+            if apart and all(np.hypot(place[0] - x, place[1] - y) >= gap for x, y, gap in taken):
+                places.append(place)
+                if len(places) == count:
+                    return places
+
+
+def lay_out(
+    config: RandomizationConfig, rng: np.random.Generator, colours: Sequence[str], places: Sequence[np.ndarray]
+) -> list[CubeLayout]:
+    """A cube of each colour at its place, turned and shaded at random as far as the switches allow."""
     return [
         CubeLayout(
             colour,

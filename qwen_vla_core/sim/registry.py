@@ -13,6 +13,10 @@ WORLDS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("qwen_vla_core.sim.worlds.aloha", "AlohaWorld"),
         ("qwen_vla_core.sim.experts", "ScriptedExpert"),
     ),
+    "widowx": (
+        ("qwen_vla_core.sim.worlds.widowx", "WidowXWorld"),
+        ("qwen_vla_core.sim.worlds.widowx_expert", "PlateAndBeltExpert"),
+    ),
 }
 
 

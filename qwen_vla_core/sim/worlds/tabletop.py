@@ -17,6 +17,7 @@ from qwen_vla_core.sim.domain import apply as apply_domain
 from qwen_vla_core.sim.randomize import COLOURS, CubeLayout, RandomizationConfig
 from qwen_vla_core.sim.state import CubeState, GripperState, PlaceState, SceneState, project
 from qwen_vla_core.sim.tasks import Task, TaskBook
+from qwen_vla_core.sim.worlds.objects import scatter_clutter
 from qwen_vla_core.sim.worlds.rendering import Cameras
 
 Touching = dict[tuple[str, str], frozenset[str]]  # (arm, colour) → its fingers on that cube
@@ -93,7 +94,16 @@ class TabletopWorld:
         self._cameras = Cameras(model, self.cameras)
         self._as_built = {
             name: getattr(model, name).copy()
-            for name in ("geom_rgba", "light_dir", "light_diffuse", "cam_pos", "cam_quat", "cam_fovy", *FIELDS)
+            for name in (
+                "geom_rgba",
+                "light_dir",
+                "light_diffuse",
+                "cam_pos",
+                "cam_quat",
+                "cam_fovy",
+                "body_pos",
+                *FIELDS,
+            )
         }
         self._headlight = model.vis.headlight.ambient.copy(), model.vis.headlight.diffuse.copy()
         self._cube_qpos = {colour: model.joint(f"cube_{colour}").qposadr[0] for colour in COLOURS}
@@ -158,6 +168,7 @@ class TabletopWorld:
             UserError: the instruction is not one this world knows.
         """
         asked = None if instruction is None else self.book.parse(instruction)
+        self.seed = seed
         rng, words = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
         name = self.tasks[int(words.integers(len(self.tasks)))] if asked is None else asked.name
         cubes = self._sample(rng, name)
@@ -169,7 +180,7 @@ class TabletopWorld:
             last = cubes[-1]
             rgb = shades.get(asked.colour, tuple(self._as_built["geom_rgba"][self._geom_of(asked.colour), :3]))
             cubes[-1] = CubeLayout(asked.colour, last.xy, last.yaw, rgb)
-        self.seed, self.task, self.instruction = seed, asked, instruction or ""
+        self.task, self.instruction = asked, instruction or ""
         mujoco.mj_resetData(self.model, self.data)
         self._paint(cubes, rng)
         if self.domain is not None:
@@ -217,6 +228,17 @@ class TabletopWorld:
         self.domain_drawn = apply_domain(self.model, domain, rng, names, self.robot_dofs)
         mujoco.mj_setConst(self.model, self.data)
         mujoco.mj_resetData(self.model, self.data)
+
+    def _clutter(
+        self,
+        domain: DomainConfig,
+        area: tuple[float, float, float, float],
+        taken: Sequence[tuple[float, float, float]],
+    ) -> None:
+        """Clutter on the table where domain randomisation asks for it; see ``scatter_clutter``."""
+        rng = np.random.default_rng([self.seed, 6])
+        count = int(rng.integers(domain.distractors[0], domain.distractors[1] + 1))
+        self.domain_drawn["distractors"] = scatter_clutter(self.model, self.data, rng, count, area, taken)
 
     def _half(self, colour: str) -> float:
         """Half of a cube's edge in metres."""
@@ -388,15 +410,15 @@ class TabletopWorld:
         """Whether a ray from the camera reaches the cube before anything else (its centre or its top)."""
         centre = self.cube_position(colour)
         top = centre + np.array([0, 0, 0.9 * self._half(colour)])
-        return self._hits(view, (centre, top), self._geom_of(colour))
+        return self._hits(view, (centre, top), {self._geom_of(colour)})
 
-    def _hits(self, view: str, points: Sequence[np.ndarray], geom: int) -> bool:
-        """Whether a ray from the camera towards one of the points reaches ``geom`` first."""
+    def _hits(self, view: str, points: Sequence[np.ndarray], geoms: set[int]) -> bool:
+        """Whether a ray from the camera towards one of the points reaches one of ``geoms`` first."""
         eye = self.data.cam_xpos[self.model.camera(self.cameras[view]).id]
         hit = np.zeros(1, np.int32)
         for point in points:
             mujoco.mj_ray(self.model, self.data, eye, point - eye, self.ray_groups, 1, -1, hit)
-            if hit[0] == geom:
+            if int(hit[0]) in geoms:
                 return True
         return False
 

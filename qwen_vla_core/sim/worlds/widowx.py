@@ -1,0 +1,279 @@
+"""A WidowX 250s before a plate or a belt, driven by changes of its hand's pose; when its tasks are done.
+
+An action is what a policy of 5 Hz says: how far the hand is to move and turn in one period, in the robot's base frame,
+and how far the gripper is to be open. The robot's side of that is here: a pose that the changes are added to, and
+inverse kinematics with limits that follows it, as MoveIt Servo does on the real arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mujoco
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from qwen_vla_core.sim.domain import DomainConfig
+from qwen_vla_core.sim.ik import solve_ik
+from qwen_vla_core.sim.randomize import COLOURS, CubeLayout, RandomizationConfig, choose_colours, lay_out, spread
+from qwen_vla_core.sim.state import PlaceState
+from qwen_vla_core.sim.tasks import PLATE_AND_BELT
+from qwen_vla_core.sim.worlds.objects import CLUTTER_GAP, PARKING_Z
+from qwen_vla_core.sim.worlds.tabletop import LIFTED, TabletopWorld, Touching
+from qwen_vla_core.sim.worlds.widowx_scene import CAMERAS, build_model
+
+ARM = "arm"  # the name of the only one
+JOINTS: tuple[str, ...] = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
+FINGER_RANGE = (0.015, 0.037)  # metres of one finger: closed, open
+START_POSITION = (0.22, 0.0, 0.18)  # of the tool point, metres; the hand points down
+START_NEAR = np.array([0.0, -0.4, 0.5, 0.0, 1.4, 0.0])  # where the search for that pose begins, radians
+DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])  # hand pointing down, fingers along y
+REACH_LOW, REACH_HIGH = np.array([0.10, -0.36, 0.018]), np.array([0.50, 0.36, 0.42])  # of the tool point, metres
+SPEED, TURN_SPEED, JOINT_SPEED = 0.5, 3.0, 3.14  # m/s, rad/s, rad/s
+LEAD = 0.25  # radians that a commanded joint may be ahead of the measured one, so that a blocked hand stays soft
+LOST = (0.003, 0.03)  # a pose that is missed by more (metres, radians) cannot be reached: the target gives way
+
+AREA = (0.16, 0.38, -0.23, 0.23)  # where things lie: least and largest x, least and largest y, metres
+PLATE_RADIUS, PLATE_TOP = 0.065, 0.006
+ON_PLATE = (0.05, 0.006)  # largest horizontal distance of a cube's centre, and of its height from lying flat, metres
+BELT_SPEED = 0.2  # m/s
+BELT_X = (0.22, 0.30)
+BELT_TOP = 0.012
+BELT_START, BELT_GAP = (0.20, 0.26), 0.14  # |y| of the first cube, distance of the second behind it
+BELT_WAY = 0.12  # metres beside the belt's middle that stay free of clutter
+HIDDEN_Z = -3.0
+
+
+class WidowXWorld(TabletopWorld):
+    """The ``World`` of the WidowX embodiment (``simulation: {world: widowx}``).
+
+    Actions: dx, dy, dz (metres) and drx, dry, drz (axis-angle, radians) per period in the base frame, gripper as
+    opening fraction. State: joints in radians, gripper as opening fraction. The scene depends on the seed and on the
+    kind of task alone: one seed can be asked for any of its cubes.
+    """
+
+    substeps = 5
+    decision_s = 0.2
+    limit_s = 15.0
+    channels = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
+    state_channels = (*JOINTS, "gripper")
+    held_c = np.array([*[True] * 6, False])
+    cameras = CAMERAS
+    views = tuple(CAMERAS)
+    arms = (ARM,)
+    book = PLATE_AND_BELT
+    task_names = PLATE_AND_BELT.names
+    parking_z = PARKING_Z
+    ray_groups = np.array([1, 1, 1, 0, 0, 0], np.uint8)  # what is seen
+
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[str] | None = None,
+        randomize: RandomizationConfig | None = None,
+        domain: DomainConfig | None = None,
+        policy_hz: float | None = None,
+    ) -> None:
+        """Builds the scene; call ``reset`` before anything else.
+
+        Args:
+            tasks: see ``TabletopWorld``.
+            randomize: see there.
+            domain: see there.
+            policy_hz: actions per second, where they shall not be 5; a divisor of 50.
+        """
+        model = build_model(materials=domain is not None)
+        super().__init__(
+            model, tasks, randomize, domain, {model.geom(f"{side}_pad").id: (ARM, side) for side in ("left", "right")}
+        )
+        if policy_hz is not None:
+            self.decision_s = 1.0 / policy_hz
+        self.tool = model.site("tool").id
+        self._dofs = np.arange(len(JOINTS))  # the arm comes first in qpos and qvel
+        self._plate, self._belt = model.body("plate").id, model.body("belt").id
+        self._plate_geoms = [model.geom(name).id for name in ("plate", "plate_well")]
+        self._belt_joint = model.joint("belt")
+        self._scratch = mujoco.MjData(model)
+        self._home = self._inverse(np.array(START_POSITION), DOWN, START_NEAR, iterations=200)
+
+    # --- life of an episode -----------------------------------------------------------------------------------------
+
+    def _sample(self, rng: np.random.Generator, task: str) -> list[CubeLayout]:
+        """Two or three cubes anywhere before the arm, or two in a row on the belt."""
+        config = self.randomize
+        if task != "belt":
+            colours = choose_colours(config, rng, 2, 3)
+            taken = [(*self._plate_place(), PLATE_RADIUS + 0.05)]
+            return lay_out(config, rng, colours, spread(config, rng, len(colours), AREA, taken))
+        colours = choose_colours(config, rng, 2, 2)
+        x, first, side = sum(BELT_X) / 2, sum(BELT_START) / 2, 1.0
+        if config.cubes:
+            x, first, side = rng.uniform(*BELT_X), rng.uniform(*BELT_START), float(rng.choice([-1.0, 1.0]))
+        row = [np.array([x, side * (first + i * BELT_GAP)]) for i in range(len(colours))]
+        return lay_out(config, rng, colours, row)
+
+    def _place(self, cubes: Sequence[CubeLayout], rng: np.random.Generator) -> None:
+        """The arm above the table with an open gripper; plate or belt; clutter."""
+        jitter = rng.uniform(-1, 1, len(JOINTS)) * self.randomize.start_pose
+        self._joints = self._home + jitter
+        self._position, self._rotation = self._forward(self._joints)
+        self._command = np.array([0.0] * 6 + [1.0])
+        self.data.qpos[: len(JOINTS)] = self._joints
+        self.data.qpos[len(JOINTS) : len(JOINTS) + 2] = FINGER_RANGE[1], -FINGER_RANGE[1]
+        self._set_motors(1.0)
+        moving = self.task.name == "belt"
+        self._put_cubes(cubes, BELT_TOP if moving else 0.0)
+        self.model.body_pos[self._plate] = (0, 0, HIDDEN_Z) if moving else (*self._plate_place(), 0)
+        self.model.body_pos[self._belt] = (cubes[0].xy[0], 0, 0) if moving else (0, 0, HIDDEN_Z)
+        if self.randomize.table:
+            self.model.geom_rgba[self._plate_geoms[0], :3] = rng.uniform(0.75, 1.0) * rng.uniform(0.9, 1.0, 3)
+        self.belt_velocity = np.zeros(3)
+        if moving:
+            self.belt_velocity[1] = -BELT_SPEED * np.sign(cubes[0].xy[1])
+            self.data.qvel[self._belt_joint.dofadr[0]] = self.belt_velocity[1]
+            for cube in cubes:
+                at = self.model.joint(f"cube_{cube.colour}").dofadr[0]
+                self.data.qvel[at : at + 3] = self.belt_velocity
+        if self.domain is not None:
+            taken = [(*cube.xy, CLUTTER_GAP) for cube in cubes]
+            if moving:  # nothing on the belt's way
+                taken += [(cubes[0].xy[0], y, BELT_WAY) for y in np.arange(-0.4, 0.41, 0.05)]
+            else:
+                taken.append((*self._plate_place(), PLATE_RADIUS + 0.05))
+            self._clutter(self.domain, AREA, taken)
+        self._moved: str | None = None
+        self._named_lifted = False
+
+    def _plate_place(self) -> tuple[float, float]:
+        """(x, y) of this seed's plate, metres."""
+        if not self.randomize.cubes:
+            return 0.36, 0.0
+        rng = np.random.default_rng([self.seed, 5])
+        return float(rng.uniform(*AREA[:2])), float(rng.uniform(*AREA[2:]))
+
+    # --- the robot's side of an action ------------------------------------------------------------------------------
+
+    def _control(self, action: np.ndarray) -> None:
+        """Adds one control step's share of the change to the target pose and follows it with the joints."""
+        dt = 1.0 / self.control_hz
+        share = dt / self.decision_s
+        move = _shorten(action[:3] * share, SPEED * dt)
+        turn = _shorten(action[3:6] * share, TURN_SPEED * dt)
+        position = np.clip(self._position + move, REACH_LOW, REACH_HIGH)
+        rotation = Rotation.from_rotvec(turn).as_matrix() @ self._rotation
+        goal = self._inverse(position, rotation, self._joints, iterations=5)
+        goal = np.clip(goal, self._joints - JOINT_SPEED * dt, self._joints + JOINT_SPEED * dt)
+        measured = self.data.qpos[self._dofs]
+        self._joints = np.clip(goal, measured - LEAD, measured + LEAD)
+        reached, attitude = self._forward(self._joints)
+        missed = 0.5 * np.linalg.norm(sum(np.cross(attitude[:, i], rotation[:, i]) for i in range(3)))
+        lost = np.linalg.norm(reached - position) > LOST[0] or missed > LOST[1]
+        self._position, self._rotation = (reached, attitude) if lost else (position, rotation)
+        self._set_motors(float(action[6]))
+
+    def _set_motors(self, opening: float) -> None:
+        finger = FINGER_RANGE[0] + min(max(opening, 0.0), 1.0) * (FINGER_RANGE[1] - FINGER_RANGE[0])
+        self.data.ctrl[:] = (*self._joints, finger, -finger)
+
+    def _inverse(self, position: np.ndarray, rotation: np.ndarray, near: np.ndarray, iterations: int) -> np.ndarray:
+        return solve_ik(
+            self.model, self._scratch, self.tool, self._dofs, position, rotation, near, iterations=iterations
+        )
+
+    def _forward(self, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(3,) position and (3, 3) orientation of the tool for (6,) joints."""
+        self._scratch.qpos[self._dofs] = joints
+        mujoco.mj_kinematics(self.model, self._scratch)
+        return self._scratch.site_xpos[self.tool].copy(), self._scratch.site_xmat[self.tool].reshape(3, 3).copy()
+
+    def tool_target(self) -> tuple[np.ndarray, np.ndarray]:
+        """(3,) position and (3, 3) orientation that the changes so far add up to, base frame."""
+        return self._position.copy(), self._rotation.copy()
+
+    # --- what the robot and the judge know --------------------------------------------------------------------------
+
+    def on_plate(self, colour: str) -> bool:
+        """Whether a cube lies flat on the plate, held or not."""
+        away = self.cube_position(colour) - self.model.body_pos[self._plate]
+        level = abs(away[2] - PLATE_TOP - self._half(colour)) <= ON_PLATE[1]
+        return bool(level and np.hypot(*away[:2]) <= ON_PLATE[0])
+
+    def plate_position(self) -> np.ndarray:
+        """(3,) middle of the plate's top, metres."""
+        return self.model.body_pos[self._plate] + np.array([0, 0, PLATE_TOP])
+
+    def _done(self, touching: Touching) -> bool:
+        """place: the named cube lies on the plate and the hand has let go. belt: it is ≥ 5 cm above the belt and a
+        finger touches it.
+        """
+        colour = self.task.colour
+        if self.task.name == "belt":
+            up = self.cube_position(colour)[2] >= BELT_TOP + self._half(colour) + LIFTED
+            return bool(up and touching[ARM, colour])
+        return self.on_plate(colour) and not touching[ARM, colour]
+
+    def _judge(self) -> None:
+        super()._judge()
+        lifted = self.lifted_cube()
+        if lifted is not None:
+            self._moved = lifted
+            self._named_lifted |= lifted == self.task.colour
+
+    def chosen(self) -> str | None:
+        """The cube that was last lifted in this episode, also after it has been put down."""
+        return self._moved
+
+    def metrics(self) -> dict[str, float]:
+        """Whether the named cube was ever lifted: a grasp without a placement."""
+        return {"named_cube_lifted": float(self._named_lifted)}
+
+    def state(self) -> np.ndarray:
+        """(7,) measured joints in radians and the gripper's opening as a fraction."""
+        finger = self.data.qpos[len(JOINTS)]
+        fraction = (finger - FINGER_RANGE[0]) / (FINGER_RANGE[1] - FINGER_RANGE[0])
+        return np.append(self.data.qpos[self._dofs], fraction)
+
+    def openings(self) -> dict[str, float]:
+        """The gripper's opening fraction."""
+        return {ARM: float(self.state()[6])}
+
+    def nearer_arm(self, colour: str) -> str:
+        """There is one."""
+        return ARM
+
+    def pinch(self, arm: str) -> np.ndarray:
+        """(3,) the tool point, measured."""
+        return self.data.site_xpos[self.tool]
+
+    @property
+    def robot_dofs(self) -> np.ndarray:
+        """(6,) of the arm."""
+        return self._dofs
+
+    def places(self) -> tuple[PlaceState, ...]:
+        """The plate, where there is one."""
+        if self.task.name == "belt":
+            return ()
+        middle = self.plate_position()
+        pixels = {view: self.pixel(view, middle) for view in self.views}
+        rim = [middle + 0.9 * PLATE_RADIUS * np.array([np.cos(a), np.sin(a), 0]) for a in (0.0, 2.1, 4.2)]
+        seen = (
+            view
+            for view, uv in pixels.items()
+            if uv is not None and self._hits(view, (middle, *rim), set(self._plate_geoms))
+        )
+        return (
+            PlaceState(
+                name="plate",
+                position=tuple(middle.tolist()),
+                pixels={view: uv for view, uv in pixels.items() if uv is not None},
+                visible=tuple(seen),
+                holds=tuple(colour for colour in COLOURS if colour in self._layout and self.on_plate(colour)),
+            ),
+        )
+
+
+def _shorten(vector: np.ndarray, longest: float) -> np.ndarray:
+    """The same direction, no longer than ``longest``."""
+    length = float(np.linalg.norm(vector))
+    return vector if length <= longest else vector * (longest / length)
