@@ -13,7 +13,6 @@ from PIL import Image
 
 from qwen_vla_core.files import atomic_write_bytes
 from qwen_vla_core.sim.demos import shrink
-from qwen_vla_core.sim.experts import interpolate
 from qwen_vla_core.sim.registry import make_expert
 
 TILE = (320, 240)  # width, height of one view
@@ -41,7 +40,7 @@ def film(world: Any, world_name: str, *, act: bool) -> list[np.ndarray]:
     expert = make_expert(world_name, world)
     left = round(0.5 / world.decision_s)  # half a second more, to see the result
     while left and world.time_s < world.limit_s:
-        for command in interpolate(world.command(), expert.action(), round(world.decision_s * world.control_hz)):
+        for command in world.play(expert.action()):
             world.step(command)
         frames.append(tile(world))
         left -= world.ended()
