@@ -27,6 +27,8 @@ CommandKind = Literal[
 TimeoutBehaviour = Literal["hold_measured", "zero"]
 StateSource = Literal["joint_state", "odometry"]
 Transport = Literal["raw", "compressed"]
+# A displacement per action period: an action of these kinds is held for its period, and not repeated after the last.
+DELTA_KINDS: frozenset[str] = frozenset({"joint_delta", "eef_delta"})
 VELOCITY_KINDS: frozenset[str] = frozenset({"base_twist", "joint_delta", "eef_delta"})
 ARM_KINDS: frozenset[str] = frozenset({"joint_position", "joint_delta", "eef_pose", "eef_delta", "gripper", "hand"})
 BASE_KINDS: frozenset[str] = frozenset({"base_twist", "waypoint"})

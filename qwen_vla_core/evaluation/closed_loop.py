@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from qwen_vla_core.actions.conventions import continue_headings
+from qwen_vla_core.evaluation.navigation import measure
 from qwen_vla_core.interfaces import Observation, Policy, World
+from qwen_vla_core.sim.track import Track
 
 RENDER_SIZE = (256, 192)  # twice the tiny model's input, so that the area filter of its preprocessing has work to do
 
@@ -21,11 +23,13 @@ class JudgedWorld(World, Protocol):
         views: what ``render`` knows.
         time_s: simulated seconds since ``reset``.
         headings: the action columns that are angles modulo a turn.
+        held_c: (c,) bool, True for displacements per period, which are held and not interpolated.
     """
 
     views: tuple[str, ...]
     time_s: float
     headings: tuple[int, ...]
+    held_c: np.ndarray
 
     def command(self) -> np.ndarray:
         """(c,) the last action, after ``reset`` the start pose."""
@@ -41,6 +45,10 @@ class JudgedWorld(World, Protocol):
 
     def metrics(self) -> dict[str, float]:
         """Numbers of this episode so far, by name; the same names in every episode of a world."""
+        ...
+
+    def track(self) -> Track | None:
+        """The walk so far, of a world in which the robot walks."""
         ...
 
 
@@ -105,7 +113,7 @@ def run_episode(
         actions_hc = continue_headings(chunk.actions_hc, setpoint, world.headings)
         knots = np.vstack([setpoint[None], actions_hc])
         while world.time_s < min(start + execute_steps * chunk.period_s, timeout_s) - 1e-9:
-            setpoint = interpolate(knots, (world.time_s + control_s - start) / chunk.period_s)
+            setpoint = interpolate(knots, (world.time_s + control_s - start) / chunk.period_s, world.held_c)
             world.step(setpoint)
             if on_step is not None:
                 on_step(world)
@@ -116,14 +124,20 @@ def run_episode(
 
 def judge(world: JudgedWorld, seed: int, inferences: int) -> EpisodeResult:
     """How the episode that ``world`` is in has gone."""
-    return EpisodeResult(
-        seed, world.instruction, world.success(), world.chosen(), world.time_s, inferences, world.metrics()
-    )
+    metrics = {**world.metrics(), **measure(world.track())}
+    return EpisodeResult(seed, world.instruction, world.success(), world.chosen(), world.time_s, inferences, metrics)
 
 
-def interpolate(knots_tc: np.ndarray, position: float) -> np.ndarray:
-    """Linear interpolation of (T, c) ``knots_tc`` at fractional row ``position``, held at both ends."""
+def interpolate(knots_tc: np.ndarray, position: float, held_c: np.ndarray | None = None) -> np.ndarray:
+    """Linear interpolation of (T, c) ``knots_tc`` at fractional row ``position``, held at both ends.
+
+    Where ``held_c`` (c,) is True the next row counts for its whole period, and zero after the last.
+    """
+    following = int(np.ceil(position - 1e-6))
     position = min(max(position, 0.0), len(knots_tc) - 1.0)
     low = min(int(position), len(knots_tc) - 2)
     weight = position - low
-    return (1.0 - weight) * knots_tc[low] + weight * knots_tc[low + 1]
+    row_c = (1.0 - weight) * knots_tc[low] + weight * knots_tc[low + 1]
+    if held_c is not None and held_c.any():
+        row_c[held_c] = knots_tc[following][held_c] if following < len(knots_tc) else 0.0
+    return row_c

@@ -58,7 +58,8 @@ def run_episode_in_time(
         on_step: called after each control step.
     """
     world.reset(seed, instruction)
-    columns = [robot.state_channels.index(channel) for channel in robot.channels]
+    measured = {channel: column for column, channel in enumerate(robot.state_channels)}
+    columns = [measured.get(channel, -1) for channel in robot.channels]  # a displacement is measured nowhere
     loop = ControlLoop(robot, blend_s=timing.blend_s)
     loop.start(0)
     under_way: tuple[float, ActionChunk] | None = None
@@ -79,7 +80,7 @@ def run_episode_in_time(
                 loop.feed(under_way[1], now_ns)
                 under_way = None
         commanded = bool(loop.tick(now_ns).commands)
-        world.step(loop.limiter.position_c if commanded else state[columns])
+        world.step(loop.limiter.position_c if commanded else np.append(state, 0.0)[columns])
         if on_step is not None:
             on_step(world)
     return judge(world, seed, inferences)

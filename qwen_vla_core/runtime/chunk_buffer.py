@@ -24,6 +24,8 @@ class ChunkBuffer:
         period_s: seconds between two actions.
         blend_s: the step between the old plan and a new one fades out over this time.
         future_tolerance_s: a stamp may be ahead of the clock by this much (clocks of two processes differ a little).
+        held_c: (c,) bool, True for displacements per period: held for their period instead of interpolated, so that
+            what is commanded adds up to what was planned, and zero once the plan is over.
 
     Attributes:
         epoch: counts ``flush`` calls; a chunk observed before the current epoch began is refused.
@@ -39,6 +41,7 @@ class ChunkBuffer:
         *,
         blend_s: float = 0.2,
         future_tolerance_s: float = 0.05,
+        held_c: np.ndarray | None = None,
     ) -> None:
         self.channels = channels
         self.horizon = horizon
@@ -46,6 +49,7 @@ class ChunkBuffer:
         self.epoch = 0
         self.accepted = 0
         self.rejections: Counter[str] = Counter()
+        self._held_c = np.zeros(len(channels), bool) if held_c is None else np.asarray(held_c, bool)
         self._blend_ns = int(blend_s * NANO)
         self._future_ns = int(future_tolerance_s * NANO)
         self._epoch_start_ns: int | None = None
@@ -93,6 +97,7 @@ class ChunkBuffer:
 
     def sample(self, t_ns: int) -> np.ndarray | None:
         """(c,) the plan at ``t_ns``, linear between actions; before the first and after the last action, that action.
+        Displacements per period: the action whose period it is.
 
         For ``blend_s`` after a replacement the difference between both plans at that instant fades out linearly, so
         the answer is continuous in time however different the plans are. None without a plan.
@@ -134,6 +139,16 @@ class ChunkBuffer:
 
     def _planned(self, t_ns: int) -> np.ndarray:
         """(c,) the current chunk alone at ``t_ns``. Action i is due at stamp + (i + 1)·period."""
+        planned_c = self._interpolated(t_ns)
+        if self._held_c.any():
+            assert self._chunk is not None
+            period = max(int((t_ns - self._chunk.stamp_ns) / NANO / self.period_s + 1e-6), 0)
+            now_c = self._chunk.actions_hc[period] if period < self.horizon else np.zeros(len(self.channels))
+            planned_c[self._held_c] = now_c[self._held_c]
+        return planned_c
+
+    def _interpolated(self, t_ns: int) -> np.ndarray:
+        """(c,) every channel as a target that is due at the end of its period."""
         assert self._chunk is not None
         index = (t_ns - self._chunk.stamp_ns) / NANO / self.period_s - 1.0
         index = min(max(index, 0.0), self.horizon - 1.0)

@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from qwen_vla_core.embodiment.spec import Embodiment
+from qwen_vla_core.embodiment.spec import DELTA_KINDS, Embodiment
 from qwen_vla_core.interfaces import ActionChunk
 from qwen_vla_core.runtime.chunk_buffer import NANO, ChunkBuffer
 from qwen_vla_core.runtime.safety import SafetyLimiter
@@ -63,7 +63,10 @@ class ControlLoop:
 
     def __init__(self, embodiment: Embodiment, *, blend_s: float = 0.2) -> None:
         self.embodiment = embodiment
-        self.buffer = ChunkBuffer(embodiment.channels, embodiment.control.horizon, embodiment.period_s, blend_s=blend_s)
+        held_c = np.array([g.kind in DELTA_KINDS for g in embodiment.actions for _ in g.channels])
+        self.buffer = ChunkBuffer(
+            embodiment.channels, embodiment.control.horizon, embodiment.period_s, blend_s=blend_s, held_c=held_c
+        )
         self.limiter = SafetyLimiter(embodiment)
         self.mode: Mode = "idle"
         self.reason = "not started"

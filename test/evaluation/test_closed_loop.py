@@ -14,6 +14,7 @@ class IntegratorWorld:
     channels = ("joint",)
     views = ("ego",)
     headings = ()
+    held_c = np.zeros(1, bool)
     instruction = "reach one"
 
     def __init__(self) -> None:
@@ -45,6 +46,9 @@ class IntegratorWorld:
 
     def chosen(self) -> str | None:
         return None
+
+    def track(self) -> None:
+        pass
 
     def metrics(self) -> dict[str, float]:
         return {"position": self.position}

@@ -18,6 +18,7 @@ class PerfectArms:
     channels = ROBOT.channels
     views = ("ego",)
     headings = ()
+    held_c = np.zeros(len(ROBOT.channels), bool)
     instruction = "turn left"
 
     def __init__(self) -> None:
@@ -50,6 +51,9 @@ class PerfectArms:
 
     def chosen(self) -> str | None:
         return None
+
+    def track(self) -> None:
+        pass
 
     def metrics(self) -> dict[str, float]:
         return {"angle": float(self.pose[JOINT])}
