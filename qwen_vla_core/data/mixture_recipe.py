@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -76,7 +77,7 @@ class MixtureRecipe:
     def folder(self, dataset: DatasetSpec) -> Path:
         """Where a source lies."""
         base = Path(self.source).parent if Path(self.source).suffix else Path()
-        return base / Path(self.root).expanduser() / Path(dataset.path).expanduser()
+        return Path(os.path.normpath(base / Path(self.root).expanduser() / Path(dataset.path).expanduser()))
 
     @property
     def weights(self) -> tuple[float, ...]:
