@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         job.add_argument("--json", action="store_true", help="machine-readable report on stdout")
     expert.add_argument("--episodes", type=int, default=200, help="seeds per task (default: 200)")
     demos.add_argument("--episodes", type=int, required=True, help="successful episodes wanted in the folder")
-    demos.add_argument("--out", type=Path, required=True, help="folder of the episodes")
+    demos.add_argument("--out", type=Path, required=True, help="folder of the LeRobot dataset")
     demos.add_argument("--workers", type=int, default=1, help="worker processes (default: 1)")
     demos.add_argument(
         "--noise",
@@ -81,6 +81,7 @@ def _expert(args: argparse.Namespace, world_name: str, embodiment_name: str) -> 
     from tqdm import tqdm
 
     from qwen_vla_core.evaluation.metrics import Rate, mean_metrics
+    from qwen_vla_core.evaluation.navigation import measure
     from qwen_vla_core.sim.demos import check_expert
     from qwen_vla_core.sim.registry import make_world
 
@@ -99,7 +100,7 @@ def _expert(args: argparse.Namespace, world_name: str, embodiment_name: str) -> 
             "rate": rate.value,
             "interval95": list(rate.interval),
             "mean_seconds": float(np.mean([line["seconds"] for line in done])) if done else None,
-            "metrics": mean_metrics([line["metrics"] for line in lines]),
+            "metrics": mean_metrics([{**line["metrics"], **measure(line["track"])} for line in lines]),
             "failed_seeds": [line["seed"] for line in lines if not line["success"]],
         }
     if args.json:
@@ -118,20 +119,14 @@ def _expert(args: argparse.Namespace, world_name: str, embodiment_name: str) -> 
 def _demos(args: argparse.Namespace, world_name: str, embodiment_name: str) -> int:
     from tqdm import tqdm
 
-    from qwen_vla_core.data.episodes import EpisodeStore
-    from qwen_vla_core.sim.demos import RENDER_SIZE, STORED_SIZE, DemoConfig, generate
-    from qwen_vla_core.sim.registry import world_class
+    from qwen_vla_core.data.lerobot import LeRobotDataset
+    from qwen_vla_core.embodiment import load_embodiment
+    from qwen_vla_core.sim.demos import DemoConfig, generate
 
     if args.episodes < 1 or args.workers < 1:
         raise UserError("--episodes and --workers: must be at least 1")
     if not 0 <= args.noise <= 1:
         raise UserError("--noise: a chance between 0 and 1")
-    about = {
-        "embodiment": embodiment_name,
-        "rate_hz": 1 / world_class(world_name).decision_s,
-        "picture_size": list(STORED_SIZE),
-        "rendered_size": list(RENDER_SIZE),
-    }
     config = DemoConfig(world=world_name, tasks=_tasks(args.task, world_name), noise=args.noise, domain=_domain(args))
     with tqdm(total=args.episodes, unit="episode", disable=args.json) as bar:
 
@@ -139,10 +134,11 @@ def _demos(args: argparse.Namespace, world_name: str, embodiment_name: str) -> i
             bar.set_postfix(failed=failed, refresh=False)
             bar.update(min(kept, args.episodes) - bar.n)
 
+        robot = load_embodiment(args.embodiment)
         kept, failed = generate(
-            args.out, config, args.episodes, seed=args.seed, workers=args.workers, about=about, progress=progress
+            args.out, config, robot, args.episodes, seed=args.seed, workers=args.workers, progress=progress
         )
-    steps = EpisodeStore(args.out).steps
+    steps = int(LeRobotDataset(args.out).lengths.sum())
     if args.json:
         print(json.dumps({"out": str(args.out), "episodes": kept, "failed": failed, "steps": steps}))
     else:

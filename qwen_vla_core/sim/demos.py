@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -14,24 +15,22 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from qwen_vla_core.data.episodes import (
-    INDEX,
-    Episode,
-    EpisodeStore,
-    episode_file,
-    read_entry,
-    write_episode,
-    write_index,
-)
+from qwen_vla_core.data.contract import DataContract
+from qwen_vla_core.data.dataset import EpisodeRows
+from qwen_vla_core.data.lerobot import EpisodeStager, LeRobotWriter, Staged
+from qwen_vla_core.data.lerobot.layout import INFO
+from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.sim.experts import interpolate
-from qwen_vla_core.sim.registry import make_expert, make_world
+from qwen_vla_core.files import atomic_write_json
+from qwen_vla_core.sim.demonstration import EXTRAS, SCENE, Demonstration
+from qwen_vla_core.sim.registry import make_expert, make_world, world_class
 
 if TYPE_CHECKING:
     from qwen_vla_core.sim.domain import DomainConfig
 
 RENDER_SIZE = (256, 192)  # width, height; then shrunk by area, as a 640×480 camera picture is
 STORED_SIZE = (128, 96)
+SETTINGS = "meta/sim_demos.json"  # how the episodes were made, and the seeds that failed
 HOLD_AFTER = 5  # steps recorded after success: a policy must learn to stay
 
 
@@ -98,7 +97,9 @@ def shrink(picture: np.ndarray, size: tuple[int, int] = STORED_SIZE) -> np.ndarr
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
 
 
-def record(world: Any, world_name: str, seed: int, *, noise: float = 0.0, pushes: NoiseConfig | None = None) -> Episode:
+def record(
+    world: Any, world_name: str, seed: int, *, noise: float = 0.0, pushes: NoiseConfig | None = None
+) -> Demonstration:
     """Runs the expert once; the episode says whether it succeeded.
 
     Args:
@@ -114,30 +115,33 @@ def record(world: Any, world_name: str, seed: int, *, noise: float = 0.0, pushes
     push = _Push(pushes or NoiseConfig(), expert, rng) if rng.random() < noise else None
     pictures: dict[str, list[np.ndarray]] = {view: [] for view in world.views}
     states, actions, perturbed, scenes = [], [], [], []
-    substeps = round(world.decision_s * world.control_hz)
     left = HOLD_AFTER
     while left and world.time_s < world.limit_s:
         for view in world.views:
             pictures[view].append(shrink(world.render(view, *RENDER_SIZE)))
         states.append(world.state())
-        scenes.append(world.scene_state().to_dict())
+        scenes.append(json.dumps(world.scene_state().to_dict()))
         action = expert.action()
         executed = push.execute(action) if push and not world.ended() else action
         actions.append(action)
         perturbed.append(bool(np.any(executed != action)))
-        for command in interpolate(world.command(), executed, substeps):
+        for command in world.play(executed):
             world.step(command)
         left = left - 1 if world.ended() else HOLD_AFTER
-    return Episode(
+    return Demonstration(
         images={view: np.stack(frames) for view, frames in pictures.items()},
-        state=np.stack(states).astype(np.float32),
-        action=np.stack(actions).astype(np.float32),
-        perturbed=np.array(perturbed),
+        rows=EpisodeRows(
+            state=np.stack(states).astype(np.float32),
+            action=np.stack(actions).astype(np.float32),
+            timestamp=np.arange(len(states)) * float(world.decision_s),
+            task=np.zeros(len(states), np.int64),
+            perturbed=np.array(perturbed),
+            extra={SCENE: scenes},
+        ),
         instruction=world.instruction,
         seed=seed,
         success=bool(world.success()),
         info={**world.about(), "pushed": push is not None, **_domain_of(world)},
-        scenes=scenes,
     )
 
 
@@ -149,120 +153,147 @@ def _domain_of(world: Any) -> dict[str, Any]:
 _WORLD: dict[tuple[Any, ...], Any] = {}  # one world per process: building and its GL context cost a second
 
 
-def _job(folder: str, config: DemoConfig, seed: int) -> tuple[int, dict[str, Any] | None]:
-    """In a worker: records one seed, writes it if it succeeded."""
+def _job(stager: EpisodeStager, config: DemoConfig, seed: int) -> tuple[int, Staged | None]:
+    """In a worker: records one seed, stages it if it succeeded."""
     key = (config.world, config.tasks, config.domain)
     if key not in _WORLD:
         cv2.setNumThreads(1)
         domain = {} if config.domain is None else {"domain": config.domain}
         _WORLD[key] = make_world(config.world, tasks=config.tasks, **domain)
-    episode = record(_WORLD[key], config.world, seed, noise=config.noise)
-    return seed, write_episode(folder, episode) if episode.success else None
+    made = record(_WORLD[key], config.world, seed, noise=config.noise)
+    return seed, stager.stage(made.rows, [made.instruction], made.images, made.noted) if made.success else None
 
 
 def generate(
     folder: str | Path,
     config: DemoConfig,
+    robot: Embodiment,
     episodes: int,
     *,
     seed: int = 0,
     workers: int = 1,
-    about: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda kept, failed: None,
 ) -> tuple[int, int]:
-    """Brings a folder to ``episodes`` successful demonstrations, trying the seeds from ``seed`` on in order.
+    """Brings a LeRobot dataset to ``episodes`` successful demonstrations, trying the seeds from ``seed`` on in order.
 
-    What is already there is kept, also after a crash: an episode file is written whole or not at all, and one that
-    the index misses is taken up again. The result does not depend on ``workers``.
+    What is already there is kept, also after a crash. The result does not depend on ``workers``.
+
+    Args:
+        folder: of the dataset.
+        config: what to record.
+        robot: whose contract the dataset carries.
+        episodes: wanted in all, counting those there whose seed is at least ``seed``.
+        seed: first seed.
+        workers: processes.
+        progress: told after each seed how many were kept and how many failed.
 
     Returns:
         episodes kept and seeds that failed, both including what was there before.
 
     Raises:
-        UserError: the folder was written with other settings.
+        UserError: the folder was written with other settings, the world decides at another rate than the robot's, or
+            the disk refuses.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    described = {**(about or {}), "world": config.world, "tasks": list(config.tasks), "noise": config.noise}
-    described["domain"] = config.domain.to_json() if config.domain else None
-    known, failed = _resume(folder, described)
-    kept = {s: entry for s, entry in known.items() if s >= seed}
-    progress(len(kept), len(failed))
-
-    def settle(result: tuple[int, dict[str, Any] | None]) -> None:
-        tried, entry = result
-        if entry is None:
-            failed.add(tried)
-        else:
-            kept[tried] = entry
-        if (len(kept) + len(failed)) % 20 == 0:
-            write_index(folder, list(kept.values()), sorted(failed), described)
+    folder, contract = Path(folder), DataContract.of(robot)
+    rate = 1 / float(world_class(config.world).decision_s)
+    if not np.isclose(contract.frequency_hz, rate):
+        raise UserError(
+            f"{robot.name}: control.frequency_hz is {contract.frequency_hz:g}, its world decides at {rate:g}"
+        )
+    described = {
+        "embodiment": robot.name,
+        "rate_hz": contract.frequency_hz,
+        "picture_size": list(STORED_SIZE),
+        "rendered_size": list(RENDER_SIZE),
+        "world": config.world,
+        "tasks": list(config.tasks),
+        "noise": config.noise,
+        "domain": config.domain.to_json() if config.domain else None,
+    }
+    failed = _failed_before(folder, described)
+    with LeRobotWriter(
+        folder,
+        contract,
+        family="synthetic",
+        views=dict.fromkeys(contract.views, STORED_SIZE),
+        source={"name": "qwen-vla sim demos", "licence": "Apache-2.0", **described},
+        extras=EXTRAS,
+        resume=(folder / INFO).exists(),
+    ) as writer:
+        kept = {int(noted["seed"]) for noted in writer.infos if int(noted["seed"]) >= seed}
         progress(len(kept), len(failed))
 
-    seeds = (s for s in count(seed) if s not in kept and s not in failed)
-    try:
+        def note() -> None:
+            atomic_write_json(folder / SETTINGS, {**described, "failed_seeds": sorted(failed)})
+
+        def settle(result: tuple[int, Staged | None]) -> None:
+            tried, staged = result
+            if staged is None:
+                failed.add(tried)
+                note()
+            else:
+                writer.add_staged(staged)
+                kept.add(tried)
+            progress(len(kept), len(failed))
+
+        note()
+        seeds = (s for s in count(seed) if s not in kept and s not in failed)
         if workers <= 1:
             while len(kept) < episodes:
-                settle(_job(str(folder), config, next(seeds)))
+                settle(_job(writer.stager, config, next(seeds)))
         else:
-            _run_pool(folder, config, episodes, workers, seeds, kept, settle)
-    finally:
-        write_index(folder, list(kept.values()), sorted(failed), described)
+            _run_pool(writer.stager, config, episodes, workers, seeds, kept, settle)
     return len(kept), len(failed)
 
 
 def _run_pool(
-    folder: Path,
+    stager: EpisodeStager,
     config: DemoConfig,
     episodes: int,
     workers: int,
-    seeds: Any,
-    kept: dict[int, dict[str, Any]],
-    settle: Callable[[tuple[int, dict[str, Any] | None]], None],
+    seeds: Iterator[int],
+    kept: set[int],
+    settle: Callable[[tuple[int, Staged | None]], None],
 ) -> None:
     """Spawned workers (a forked GL context does not work); never more jobs under way than episodes still missing."""
     context = multiprocessing.get_context("spawn")
     ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to handle
     with ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=ignore) as pool:
-        under_way: list[Future[tuple[int, dict[str, Any] | None]]] = []
+        under_way: list[Future[tuple[int, Staged | None]]] = []
         try:
             while len(kept) < episodes:
                 while len(under_way) < min(2 * workers, episodes - len(kept)):
-                    under_way.append(pool.submit(_job, str(folder), config, next(seeds)))
+                    under_way.append(pool.submit(_job, stager, config, next(seeds)))
                 settle(under_way.pop(0).result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _resume(folder: Path, described: dict[str, Any]) -> tuple[dict[int, dict[str, Any]], set[int]]:
-    """Episodes and failed seeds already there. A file that cannot be read is written again."""
-    failed: set[int] = set()
-    if (folder / INDEX).is_file():
-        store = EpisodeStore(folder)
-        for key, value in described.items():
-            if store.index.get(key) != value:
-                raise UserError(f"--out {folder}: was written with {key}={store.index.get(key)!r}, now {value!r}")
-        failed = set(store.index.get("failed_seeds", []))
-    known = {}
-    for path in sorted(folder.glob(episode_file(0).replace("00000000", "*"))):
-        try:
-            entry = read_entry(path)
-        except UserError:
-            continue
-        known[int(entry["seed"])] = entry
-    return known, failed
+def _failed_before(folder: Path, described: Mapping[str, Any]) -> set[int]:
+    """Seeds that failed in an earlier run with the same settings."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        return set()
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        failed = set(map(int, known["failed_seeds"]))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged; delete it (failed seeds are then tried again)") from None
+    for key, value in described.items():
+        if known.get(key) != value:
+            raise UserError(f"--out {folder}: was written with {key}={known.get(key)!r}, now {value!r}")
+    return failed
 
 
 def check_expert(world: Any, world_name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Runs the expert without rendering; one line per seed: success, seconds, which object it chose, metrics."""
+    """Runs the expert without rendering; one line per seed: success, seconds, which object it chose, metrics, walk."""
     lines = []
-    substeps = round(world.decision_s * world.control_hz)
     for seed in seeds:
         world.reset(seed)
         expert = make_expert(world_name, world)
         while not world.ended() and world.time_s < world.limit_s:
-            for command in interpolate(world.command(), expert.action(), substeps):
+            for command in world.play(expert.action()):
                 world.step(command)
         lines.append(
             {
@@ -272,6 +303,7 @@ def check_expert(world: Any, world_name: str, seeds: Sequence[int]) -> list[dict
                 "seconds": world.time_s,
                 "chosen": world.chosen(),
                 "metrics": world.metrics(),
+                "track": world.track(),
             }
         )
     return lines

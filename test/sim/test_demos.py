@@ -1,75 +1,63 @@
-"""Demonstrations come back as they were written, resume where they stopped, and say so when a file is damaged."""
+"""Demonstrations are the expert's, resume where they stopped, and do not depend on the number of workers."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qwen_vla_core.data.episodes import Episode, EpisodeStore, read_episode, write_episode, write_index
+from qwen_vla_core.data.dataset import EpisodeRows
+from qwen_vla_core.data.lerobot import LeRobotDataset
+from qwen_vla_core.data.lerobot.staging import STAGING
+from qwen_vla_core.embodiment import Embodiment, load_embodiment
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.sim.demos import DemoConfig, NoiseConfig, generate, record
+from qwen_vla_core.sim import demos
+from qwen_vla_core.sim.demonstration import read_demonstration
+from qwen_vla_core.sim.demos import SETTINGS, DemoConfig, NoiseConfig, generate, record
 from qwen_vla_core.sim.worlds.aloha import AlohaWorld
 
 PICK = DemoConfig(world="aloha", tasks=("pick",))
 
 
-def made_up(seed: int = 7, steps: int = 5) -> Episode:
-    rng = np.random.default_rng(seed)
-    return Episode(
-        images={v: rng.integers(0, 256, (steps, 12, 16, 3), dtype=np.uint8) for v in ("ego", "wrist")},
-        state=rng.normal(size=(steps, 14)).astype(np.float32),
-        action=rng.normal(size=(steps, 14)).astype(np.float32),
-        perturbed=np.array([False, False, True, False, False])[:steps],
-        instruction="pick up the red cube",
-        seed=seed,
-        success=True,
-        info={"task": "pick", "target": "red"},
-        scenes=[{"step": i} for i in range(steps)],
-    )
+@pytest.fixture(scope="module")
+def aloha() -> Embodiment:
+    return load_embodiment("aloha")
 
 
-def assert_same(one: Episode, two: Episode) -> None:
-    """Every bit of two episodes agrees."""
-    assert set(one.images) == set(two.images)
-    arrays = [(one.images[view], two.images[view]) for view in one.images]
-    arrays += [(getattr(one, name), getattr(two, name)) for name in ("state", "action", "perturbed")]
-    for a, b in arrays:
-        np.testing.assert_array_equal(a, b)
-        assert a.dtype == b.dtype
-    assert all(getattr(one, n) == getattr(two, n) for n in ("instruction", "seed", "success", "info", "scenes"))
+def files(path: Path) -> dict[str, bytes]:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-def test_an_episode_comes_back_bit_identical(tmp_path: Path) -> None:
-    episode = made_up()
-    entry = write_episode(tmp_path, episode)
-    write_index(tmp_path, [entry], [], {"embodiment": "aloha"})
-    store = EpisodeStore(tmp_path)
-    assert len(store) == 1 and store.steps == 5 and store.index["embodiment"] == "aloha"
-    assert_same(store[0], episode)
+def seeds(path: Path) -> list[int]:
+    return [info["seed"] for info in LeRobotDataset(path).infos]
 
 
-def test_chunks_hold_at_the_end_and_mask_what_a_push_made_unforeseeable() -> None:
-    episode = made_up()
-    actions, valid = episode.chunk(0, 8)
-    np.testing.assert_array_equal(actions[:5], episode.action)
-    np.testing.assert_array_equal(actions[5:], np.tile(episode.action[-1], (3, 1)))
+def test_chunks_hold_at_the_end_where_asked_and_mask_what_a_push_made_unforeseeable() -> None:
+    action = np.arange(10, dtype=np.float32).reshape(5, 2)
+    pushed = np.array([False, False, True, False, False])
+    rows = EpisodeRows(action, action, np.arange(5) / 10, np.zeros(5, np.int64), pushed)
+    actions, valid = rows.chunk(0, 8, hold_at_end=True)
     # Step 2 is pushed: its own action is still the expert's answer to step 0's future, what follows is not.
     assert valid.tolist() == [True, True, True, False, False, False, False, False]
-    assert episode.chunk(2, 3)[1].tolist() == [True, False, False]
-    assert episode.chunk(3, 8)[1].all()
+    np.testing.assert_array_equal(actions[:3], action[:3])
+    assert rows.chunk(2, 3, hold_at_end=True)[1].tolist() == [True, False, False]
+    actions, valid = rows.chunk(3, 8, hold_at_end=True)
+    assert valid.all()
+    np.testing.assert_array_equal(actions, np.concatenate([action[3:], np.tile(action[-1], (6, 1))]))
+    assert rows.chunk(3, 8)[1].tolist() == [True, True] + [False] * 6
 
 
 def test_recorded_actions_replay_to_success(world: AlohaWorld) -> None:
     """The stored 10 Hz actions, interpolated as the controller does, are the whole demonstration."""
-    episode = record(world, "aloha", 21)
-    assert episode.success and not episode.perturbed.any()
-    assert episode.images["ego"].shape == (len(episode), 96, 128, 3)
+    made = record(world, "aloha", 21)
+    assert made.success and not made.rows.perturbed.any()
+    assert made.images["ego"].shape == (len(made), 96, 128, 3)
     world.reset(21)
-    for t, action in enumerate(episode.action):
-        np.testing.assert_allclose(world.state(), episode.state[t], atol=1e-4)
+    for t, action in enumerate(made.rows.action):
+        np.testing.assert_allclose(world.state(), made.rows.state[t], atol=1e-4)
         start = world.command()
         for i in range(1, 6):
             world.step(start + (action - start) * i / 5)
@@ -79,82 +67,70 @@ def test_recorded_actions_replay_to_success(world: AlohaWorld) -> None:
 def test_pushed_episodes_differ_are_marked_and_still_succeed(world: AlohaWorld) -> None:
     often = NoiseConfig(start=0.5)
     pushed = [record(world, "aloha", seed, noise=1.0, pushes=often) for seed in range(2)]
-    assert all(episode.perturbed.any() and episode.info["pushed"] for episode in pushed)
-    assert sum(episode.success for episode in pushed) >= 1
+    assert all(made.rows.perturbed.any() and made.info["pushed"] for made in pushed)
+    assert sum(made.success for made in pushed) >= 1
     again = record(world, "aloha", 0, noise=1.0, pushes=often)
-    np.testing.assert_array_equal(again.action, pushed[0].action)
+    np.testing.assert_array_equal(again.rows.action, pushed[0].rows.action)
 
 
-def test_generation_resumes_without_writing_again(tmp_path: Path) -> None:
-    assert generate(tmp_path, PICK, 2) == (2, 0)
-    written = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("episode_*")}
-    (tmp_path / "dataset.json").unlink()  # as after a crash before the index was written
-    assert generate(tmp_path, PICK, 3) == (3, 0)
-    assert {n: (tmp_path / n).stat().st_mtime_ns for n in written} == written
-    assert [entry["seed"] for entry in EpisodeStore(tmp_path).entries] == [0, 1, 2]
+def test_generation_resumes_without_recording_again(
+    tmp_path: Path, aloha: Embodiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed seed and a finished one are not tried again; the dataset is that of one run."""
+    assert generate(tmp_path / "a", PICK, aloha, 2) == (2, 0)
+    tried = []
+
+    def watched(world: AlohaWorld, name: str, seed: int, **options: float) -> object:
+        tried.append(seed)
+        return record(world, name, seed, **options)
+
+    monkeypatch.setattr(demos, "record", watched)
+    settings = json.loads((tmp_path / "a" / SETTINGS).read_text())
+    (tmp_path / "a" / SETTINGS).write_text(json.dumps(settings | {"failed_seeds": [2]}))
+    assert generate(tmp_path / "a", PICK, aloha, 3) == (3, 1)
+    assert tried == [3] and seeds(tmp_path / "a") == [0, 1, 3]
+    read = read_demonstration(LeRobotDataset(tmp_path / "a"), 2)
+    assert read.seed == 3 and read.success and len(read.rows.extra["scene"]) == len(read)
 
 
-def test_a_damaged_episode_is_written_again_on_resume(tmp_path: Path) -> None:
-    generate(tmp_path, PICK, 1)
-    path = tmp_path / "episode_00000000.safetensors"
-    whole, content = read_episode(path), path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    generate(tmp_path, PICK, 1)
-    assert_same(read_episode(path), whole)
+def test_a_killed_run_keeps_what_was_complete(
+    tmp_path: Path, aloha: Embodiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the third episode is written: two episodes stay, and the next run ends as an unbroken one does."""
+    generate(tmp_path / "whole", PICK, aloha, 3)
+
+    def killed(world: AlohaWorld, name: str, seed: int, **options: float) -> object:
+        if seed == 2:
+            raise KeyboardInterrupt
+        return record(world, name, seed, **options)
+
+    monkeypatch.setattr(demos, "record", killed)
+    with pytest.raises(KeyboardInterrupt):
+        generate(tmp_path / "cut", PICK, aloha, 3)
+    with pytest.warns(UserWarning, match="unfinished"):
+        assert seeds(tmp_path / "cut") == [0, 1]
+    monkeypatch.setattr(demos, "record", record)
+    assert generate(tmp_path / "cut", PICK, aloha, 3) == (3, 0)
+    assert seeds(tmp_path / "cut") == [0, 1, 2] and not (tmp_path / "cut" / STAGING).exists()
+    whole, cut = LeRobotDataset(tmp_path / "whole"), LeRobotDataset(tmp_path / "cut")
+    for episode in range(3):
+        one, two = read_demonstration(whole, episode), read_demonstration(cut, episode)
+        np.testing.assert_array_equal(one.rows.action, two.rows.action)
+        for view, pictures in one.images.items():
+            np.testing.assert_array_equal(pictures, two.images[view])
 
 
-def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path) -> None:
-    generate(tmp_path, PICK, 1)
+def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path, aloha: Embodiment) -> None:
+    generate(tmp_path, PICK, aloha, 1)
     with pytest.raises(UserError, match=r"--out .*noise"):
-        generate(tmp_path, DemoConfig(world="aloha", tasks=("pick",), noise=0.5), 2)
+        generate(tmp_path, DemoConfig(world="aloha", tasks=("pick",), noise=0.5), aloha, 2)
+    (tmp_path / SETTINGS).write_text("{")
+    with pytest.raises(UserError, match=r"sim_demos\.json: damaged"):
+        generate(tmp_path, PICK, aloha, 2)
 
 
-def test_spawned_workers_write_what_one_process_writes(tmp_path: Path) -> None:
-    generate(tmp_path / "one", PICK, 2)
-    generate(tmp_path / "two", PICK, 2, workers=2)
-    one, two = EpisodeStore(tmp_path / "one"), EpisodeStore(tmp_path / "two")
-    assert one.index == two.index and len(one) == 2
-    for episode, other in zip(one, two, strict=True):
-        assert_same(episode, other)
-
-
-@pytest.mark.parametrize("damage", ["cut", "text", "missing", "foreign"])
-def test_damaged_episodes_give_one_clear_line(tmp_path: Path, damage: str) -> None:
-    entry = write_episode(tmp_path, made_up())
-    write_index(tmp_path, [entry], [], {})
-    path = tmp_path / entry["file"]
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-100])
-    elif damage == "text":
-        path.write_text("not an episode")
-    elif damage == "missing":
-        path.unlink()
-    else:
-        from safetensors.numpy import save_file
-
-        save_file({"x": np.zeros(3)}, path)
-    with pytest.raises(UserError, match=path.name) as caught:
-        EpisodeStore(tmp_path)[0]
-    assert "\n" not in str(caught.value)
-
-
-def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
-
-    path = tmp_path / write_episode(tmp_path, made_up())["file"]
-    with safe_open(path, "numpy") as file:
-        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    tensors["png.ego"] = np.zeros_like(tensors["png.ego"])
-    save_file(tensors, path, metadata)
-    with pytest.raises(UserError, match="picture"):
-        read_episode(path)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"version": 99, "episodes": []})])
-def test_damaged_indexes_give_one_clear_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(UserError, match=r"dataset\.json"):
-        EpisodeStore(tmp_path)
-    with pytest.raises(UserError, match="qwen-vla sim demos"):
-        EpisodeStore(tmp_path / "empty")
+def test_spawned_workers_write_what_one_process_writes(tmp_path: Path, aloha: Embodiment) -> None:
+    generate(tmp_path / "one", PICK, aloha, 2)
+    generate(tmp_path / "two", PICK, aloha, 2, workers=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two") and len(seeds(tmp_path / "one")) == 2
+    shutil.rmtree(tmp_path / "one")

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from qwen_vla_core.cli import main
+from qwen_vla_core.data.lerobot import LeRobotDataset
 
 
 def test_expert_reports_success_with_an_interval(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,12 +22,13 @@ def test_expert_reports_success_with_an_interval(capsys: pytest.CaptureFixture[s
     assert "1/1" in capsys.readouterr().out
 
 
-def test_demos_writes_what_the_store_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demos_writes_a_lerobot_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demos"
     assert main(["sim", "demos", "--episodes", "1", "--task", "pick", "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["episodes"] == 1
-    index = json.loads((out / "dataset.json").read_text())
-    assert index["embodiment"] == "aloha" and index["rate_hz"] == 10
+    dataset = LeRobotDataset(out)
+    assert len(dataset) == 1 and dataset.fps == 10 and dataset.contract.prompt.robot_tag == "ALOHA"
+    assert dataset.source["embodiment"] == "aloha" and dataset.source["world"] == "aloha"
 
 
 def test_render_writes_a_still_and_a_film(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qwen_vla_core.data.episodes import Episode
 from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import Observation
 from qwen_vla_core.model.checkpoint import load_checkpoint, read_config
 from qwen_vla_core.model.policy import QwenVLA
+from qwen_vla_core.sim.demonstration import Demonstration
 from qwen_vla_core.training.first_skill import _Loop, train
 from qwen_vla_core.training.recipe import Recipe
 
@@ -143,7 +143,7 @@ def test_a_state_of_another_model_is_refused(
 
 
 def test_the_checkpoint_loads_and_predicts_with_the_averaged_weights(
-    straight: tuple[Path, dict], episodes: list[Episode], aloha: Embodiment
+    straight: tuple[Path, dict], episodes: list[Demonstration], aloha: Embodiment
 ) -> None:
     out, result = straight
     policy = load_checkpoint(out / "checkpoint")
@@ -153,7 +153,7 @@ def test_the_checkpoint_loads_and_predicts_with_the_averaged_weights(
     assert not any("probe" in name for name in policy.state_dict())
     episode = episodes[0]
     images = {view: pictures[0] for view, pictures in episode.images.items()}
-    observation = Observation(images, episode.state[0].astype(np.float64), episode.instruction, stamp_ns=7)
+    observation = Observation(images, episode.rows.state[0].astype(np.float64), episode.instruction, stamp_ns=7)
     chunk = policy.predict(observation, generator=torch.Generator().manual_seed(0))
     assert chunk.actions_hc.shape == (16, 14) and chunk.channels == aloha.channels and chunk.stamp_ns == 7
     assert np.isfinite(chunk.actions_hc).all()
