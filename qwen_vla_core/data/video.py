@@ -7,9 +7,10 @@ but 41.8 dB. One encoder thread, because x264 with several does not give the sam
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -73,7 +74,7 @@ def encode_video(
     if width % 2 or height % 2:
         raise UserError(f"video of {width}×{height}: width and height must be even; resize or crop first")
     count = 0
-    with av.open(file, "w", format="mp4") as container:
+    with _writing(file) as container:
         stream = container.add_stream(
             "libx264", rate=frame_rate(fps), options={**_X264, "crf": str(crf), "g": str(GOP)}
         )
@@ -106,7 +107,7 @@ def join_videos(file: BinaryIO, clips: Sequence[Clip], fps: float) -> None:
     Raises:
         UserError: a clip cannot be read or has other frames than promised.
     """
-    with av.open(file, "w", format="mp4") as output:
+    with _writing(file) as output:
         target = None
         done = 0
         for clip in clips:
@@ -146,6 +147,19 @@ def _copy_packets(output: Any, target: Any, source: Any, stream: Any, clip: Clip
     if copied != clip.count:
         raise UserError(f"{clip.path}: {copied} of {clip.count} frames from frame {clip.first} on could be copied")
     return copied
+
+
+@contextlib.contextmanager
+def _writing(file: BinaryIO) -> Iterator[Any]:
+    """An mp4 that is closed in any case; of several errors, the first is told: a full disk fails again on closing."""
+    container = av.open(file, "w", format="mp4")
+    try:
+        yield container
+    except BaseException:
+        with contextlib.suppress(av.error.FFmpegError, OSError):
+            container.close()
+        raise
+    container.close()
 
 
 def _open(path: Path) -> Any:

@@ -1,8 +1,8 @@
 """Run by an interpreter that has lerobot (``LEROBOT_PYTHON``), never imported by the tests: reads and writes with lerobot.
 
-    python check_with_lerobot.py read FOLDER OUT.npz [--backend pyav|torchcodec]   what lerobot's loader gives
-    python check_with_lerobot.py convert FOLDER                                    lerobot's own v2.1 → v3.0, in place
-    python check_with_lerobot.py write FOLDER IN.npz                               a dataset recorded by lerobot itself
+python check_with_lerobot.py read FOLDER OUT.npz [--backend pyav|torchcodec]   what lerobot's loader gives
+python check_with_lerobot.py convert FOLDER                                    lerobot's own v2.1 → v3.0, in place
+python check_with_lerobot.py write FOLDER IN.npz                               a dataset recorded by lerobot itself
 """
 
 from __future__ import annotations
@@ -27,8 +27,14 @@ def read(folder: Path, out: Path, backend: str | None) -> None:
             if key in dataset.meta.camera_keys:
                 value = (value.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0)
             columns.setdefault(key, []).append(value if isinstance(value, str) else np.asarray(value))
-    arrays = {key: np.array(values) if isinstance(values[0], str) else np.stack(values) for key, values in columns.items()}
-    stats = {f"stats:{name}:{key}": value for name, entry in (dataset.meta.stats or {}).items() for key, value in entry.items()}
+    arrays = {
+        key: np.array(values) if isinstance(values[0], str) else np.stack(values) for key, values in columns.items()
+    }
+    stats = {
+        f"stats:{name}:{key}": value
+        for name, entry in (dataset.meta.stats or {}).items()
+        for key, value in entry.items()
+    }
     lengths = np.array([episode["length"] for episode in dataset.meta.episodes])
     np.savez(out, **arrays, **stats, lengths=lengths, fps=dataset.fps, tasks=np.array(list(dataset.meta.tasks.index)))
 
@@ -53,7 +59,9 @@ def write(folder: Path, source: Path) -> None:
             "names": ["height", "width", "channels"],
         },
     }
-    dataset = LeRobotDataset.create("local/check", int(given["fps"]), features, root=folder, vcodec=str(given["vcodec"]))
+    dataset = LeRobotDataset.create(
+        "local/check", int(given["fps"]), features, root=folder, vcodec=str(given["vcodec"])
+    )
     start = 0
     for length, task in zip(given["lengths"], given["tasks"], strict=True):
         for row in range(start, start + length):

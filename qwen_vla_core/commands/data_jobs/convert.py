@@ -73,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report))
     else:
         _print(report)
+    if not report.get("converted", 1):
+        first = next((entry["reason"] for entry in report.get("dropped", [])), "nothing was found")
+        raise UserError(f"{args.src}: nothing was converted ({first})")
     return 0
 
 

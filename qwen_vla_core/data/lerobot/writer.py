@@ -287,10 +287,12 @@ class LeRobotWriter:
             else:
                 for name in (layout.INFO, CONTRACT_FILE):
                     (self.root / name).unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    (self.root / "meta").rmdir()
             self._lock.close()
             shutil.rmtree(self._staging)
+            if not self._episodes:
+                with contextlib.suppress(OSError):  # somebody else's files
+                    (self.root / "meta").rmdir()
+                    self.root.rmdir()
 
     def _statistics(self) -> dict[str, Any]:
         info = self._info()
