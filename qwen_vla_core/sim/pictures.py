@@ -22,7 +22,7 @@ STILLS = 4  # moments of an episode shown in a PNG
 def tile(world: Any) -> np.ndarray:
     """(height, width, 3) RGB: every view, named, and the instruction below."""
     views = []
-    for view in world.views:
+    for view in world.film_views:
         picture = shrink(world.render(view, 2 * TILE[0], 2 * TILE[1]), TILE)
         cv2.putText(picture, view, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
         views.append(picture)

@@ -17,6 +17,10 @@ WORLDS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("qwen_vla_core.sim.worlds.widowx", "WidowXWorld"),
         ("qwen_vla_core.sim.worlds.widowx_expert", "PlateAndBeltExpert"),
     ),
+    "rooms": (
+        ("qwen_vla_core.sim.worlds.rooms", "RoomsWorld"),
+        ("qwen_vla_core.sim.navigation_expert", "NavigationExpert"),
+    ),
 }
 
 

@@ -318,6 +318,14 @@ class TabletopWorld:
         """Numbers beside success; none here."""
         return {}
 
+    @property
+    def film_views(self) -> tuple[str, ...]:
+        """What a film shows."""
+        return self.views
+
+    def track(self) -> None:
+        """Nothing walks here."""
+
     def about(self) -> dict[str, Any]:
         """What a demonstration says of itself."""
         return {"task": self.task.name, "target": self.target, "arm": self.arm}
