@@ -44,6 +44,7 @@ from qwen_vla_ros.node_utils import (
 from qwen_vla_ros.sim_camera import TwinCamera
 from qwen_vla_ros.sim_episodes import Director, EpisodeSettings
 
+SERVO_TIMEOUT_S = 0.25  # a displacement that is not commanded afresh for this long stops, as in MoveIt Servo
 MAX_LAG_S = 0.1  # further behind real time than this, the schedule starts anew instead of catching up in a burst
 
 
@@ -177,6 +178,8 @@ class SimNode(Node):
         step_ns = round(1e9 / self._world.control_hz)
         while not self._stop.is_set():
             with self.lock:
+                if self.seconds_since_command() > SERVO_TIMEOUT_S / self._factor:
+                    self._target_c[self._world.held_c] = 0.0
                 self._world.step(self._target_c)
                 state_c = self._world.state()
                 self._sim_ns += step_ns
@@ -194,7 +197,7 @@ class SimNode(Node):
         stamp_ns = self._stamp_ns()
         if self._clock_publisher is not None:
             self._clock_publisher.publish(Clock(clock=ns_to_stamp(stamp_ns)))
-        values = dict(zip(self._world.channels, state_c.tolist(), strict=True))
+        values = dict(zip(self._world.state_channels, state_c.tolist(), strict=True))
         stamp = ns_to_stamp(stamp_ns)
         for topic, groups in self._state_topics.items():
             self._state_publishers[topic].publish(state_to_message(groups, values, stamp))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qwen_vla_core.sim.randomize import COLOURS
-from qwen_vla_core.sim.state import CubeState, SceneState
+from qwen_vla_core.sim.state import EGO, ONLY_ARM, CubeState, PlaceState, SceneState
 
 QuestionAnswer = tuple[str, str]
 OPEN_FROM = 0.85  # opening fraction
@@ -62,6 +62,8 @@ def questions(
     pairs: list[QuestionAnswer] = []
     for cube in scene.cubes:
         pairs += _about_cube(scene, cube, grid, rng)
+    for place in scene.places:
+        pairs += _about_place(scene, place, grid)
     pairs += _about_table(scene)
     for gripper in scene.grippers:
         pairs += _about_gripper(scene, gripper.arm, grid)
@@ -80,30 +82,45 @@ def asked_for(scene: SceneState, colour: str) -> SceneState:
 def intention(scene: SceneState, *, grid: Grid | None = None) -> str:
     """What the instruction means here: the arm that is to act, and where the named cube is, if the ego view shows it.
 
-    As the first answer after a policy prompt it makes the end of the prompt know the target, which is what the action
-    decoder reads. Without it a tiny policy reaches for any cube [O].
+    Where there is only one arm, nothing is said of it, a cube that is not shown is ``held`` or ``hidden``, and the
+    place it is to be put on follows. As the first answer after a policy prompt it makes the end of the prompt know the
+    target, which is what the action decoder reads. Without it a tiny policy reaches for any cube [O].
     """
-    target = scene.cube(scene.target)
-    if target is None or "ego" not in target.visible:
-        return scene.arm
-    return f"{scene.arm} {(grid or Grid()).name(target.pixels['ego'])}"
+    target, grid = scene.cube(scene.target), grid or Grid()
+    shown = target is not None and EGO in target.visible
+    words = [] if scene.arm == ONLY_ARM else [scene.arm]
+    if target is not None and shown:
+        words.append(grid.name(target.pixels[EGO]))
+    elif scene.arm == ONLY_ARM:
+        words.append("held" if target is not None and target.held_by else "hidden")
+    words += [f"{place.name} {grid.name(place.pixels[EGO])}" for place in scene.places if EGO in place.visible]
+    return " ".join(words)
 
 
-def cube_cells(scene: SceneState, view: str, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def cube_cells(
+    scene: SceneState, view: str, grid: Grid, names: Sequence[str] = COLOURS
+) -> tuple[np.ndarray, np.ndarray]:
     """Which cells of a picture hold which cubes: dense supervision for a vision tower.
 
+    Args:
+        scene: the moment.
+        view: the picture.
+        grid: its cells.
+        names: colours of cubes, and names of places where they are wanted too (``plate``).
+
     Returns:
-        occupied (rows * columns, colours) float32 of 0 and 1, in the order of ``COLOURS``, and the cubes' places inside
-        their cells (rows * columns, colours, 2) float32 in 0..1 (right, down), zero where there is none. Hidden cubes
+        occupied (rows * columns, names) float32 of 0 and 1, in the order of ``names``, and the objects' places inside
+        their cells (rows * columns, names, 2) float32 in 0..1 (right, down), zero where there is none. Hidden ones
         are not there.
     """
-    occupied = np.zeros((grid.rows * grid.columns, len(COLOURS)), np.float32)
+    occupied = np.zeros((grid.rows * grid.columns, len(names)), np.float32)
     inside = np.zeros((*occupied.shape, 2), np.float32)
-    for cube in scene.cubes:
-        if view in cube.visible:
-            u, v = cube.pixels[view]
+    things = [(cube.colour, cube) for cube in scene.cubes] + [(place.name, place) for place in scene.places]
+    for name, thing in things:
+        if name in names and view in thing.visible:
+            u, v = thing.pixels[view]
             row, column = grid.cell((u, v))
-            at = row * grid.columns + column, COLOURS.index(cube.colour)
+            at = row * grid.columns + column, names.index(name)
             occupied[at] = 1.0
             inside[at] = u * grid.columns - column, v * grid.rows - row
     return occupied, inside
@@ -120,18 +137,38 @@ def _about_cube(scene: SceneState, cube: CubeState, grid: Grid, rng: np.random.G
         pairs += [
             (_pick(rng, f"where is the {colour} cube?", f"find the {colour} cube"), where),
             (f"which cube is at {where}?", _at(scene, where, grid)),
-            (f"which arm is nearer to the {colour} cube?", cube.nearer_arm),
         ]
+        if cube.nearer_arm != ONLY_ARM:
+            pairs.append((f"which arm is nearer to the {colour} cube?", cube.nearer_arm))
         others = [other for other in scene.cubes if other is not cube and "ego" in other.visible]
         for other in others:
             left = cube.pixels["ego"][0] < other.pixels["ego"][0]
             pairs.append((f"is the {colour} cube left or right of the {other.colour} cube?", _side(left)))
-    for arm in ("left", "right"):
-        view = f"cam_{arm}_wrist"
-        if view in cube.visible:
-            pairs.append((f"where is the {colour} cube in the {arm} wrist view?", grid.name(cube.pixels[view])))
+    pairs += _in_other_views(f"{colour} cube", cube, grid)
     if cube.visible:
         pairs.append((f"is the {colour} cube lifted?", _yes(cube.position[2] > HIGH)))
+    return pairs
+
+
+def _in_other_views(name: str, thing: CubeState | PlaceState, grid: Grid) -> list[QuestionAnswer]:
+    """Where every picture but the ego view shows it, each called by its name: cam_left_wrist is the left wrist view."""
+    called = {view: view.removeprefix("cam_").replace("_", " ") for view in thing.visible if view != EGO}
+    return [(f"where is the {name} in the {words} view?", grid.name(thing.pixels[v])) for v, words in called.items()]
+
+
+def _about_place(scene: SceneState, place: PlaceState, grid: Grid) -> list[QuestionAnswer]:
+    """Where it is, what lies on it; the latter only while nothing that could lie on it is hidden."""
+    pairs = _in_other_views(place.name, place, grid)
+    if EGO in place.visible:
+        pairs.append((f"where is the {place.name}?", grid.name(place.pixels[EGO])))
+    if place.visible:
+        pairs += [
+            (f"is the {cube.colour} cube on the {place.name}?", _yes(cube.colour in place.holds))
+            for cube in scene.cubes
+            if cube.visible
+        ]
+        if all(cube.visible for cube in scene.cubes):
+            pairs.append((f"what is on the {place.name}?", " ".join(place.holds) or "nothing"))
     return pairs
 
 
@@ -153,17 +190,18 @@ def _about_table(scene: SceneState) -> list[QuestionAnswer]:
 
 def _about_gripper(scene: SceneState, arm: str, grid: Grid) -> list[QuestionAnswer]:
     gripper = scene.gripper(arm)
+    name = "gripper" if arm == ONLY_ARM else f"{arm} gripper"
     held = [cube.colour for cube in scene.cubes if arm in cube.held_by]
     pairs = [
-        (f"is the {arm} gripper holding a cube?", _yes(bool(held))),
-        (f"what is the {arm} gripper holding?", held[0] if held else "nothing"),
+        (f"is the {name} holding a cube?", _yes(bool(held))),
+        (f"what is the {name} holding?", held[0] if held else "nothing"),
     ]
     if gripper.pixel is not None:
-        pairs.append((f"where is the {arm} gripper?", grid.name(gripper.pixel)))
+        pairs.append((f"where is the {name}?", grid.name(gripper.pixel)))
     if gripper.opening > OPEN_FROM:
-        pairs.append((f"is the {arm} gripper open or closed?", "open"))
+        pairs.append((f"is the {name} open or closed?", "open"))
     elif gripper.opening < CLOSED_TO or held:
-        pairs.append((f"is the {arm} gripper open or closed?", "closed"))
+        pairs.append((f"is the {name} open or closed?", "closed"))
     return pairs
 
 

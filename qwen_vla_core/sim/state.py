@@ -10,6 +10,7 @@ import numpy as np
 
 Pixel = tuple[float, float]
 EGO = "ego"  # the view that grippers are located in
+ONLY_ARM = "arm"  # the name of an arm that has no other beside it
 ASPECT = 4 / 3  # width : height of every picture the pixels refer to
 
 

@@ -16,13 +16,13 @@ from scipy.spatial.transform import Rotation
 from qwen_vla_core.sim.domain import DomainConfig
 from qwen_vla_core.sim.ik import solve_ik
 from qwen_vla_core.sim.randomize import COLOURS, CubeLayout, RandomizationConfig, choose_colours, lay_out, spread
-from qwen_vla_core.sim.state import PlaceState
+from qwen_vla_core.sim.state import ONLY_ARM, PlaceState
 from qwen_vla_core.sim.tasks import PLATE_AND_BELT
 from qwen_vla_core.sim.worlds.objects import CLUTTER_GAP, PARKING_Z
 from qwen_vla_core.sim.worlds.tabletop import LIFTED, TabletopWorld, Touching
 from qwen_vla_core.sim.worlds.widowx_scene import CAMERAS, build_model
 
-ARM = "arm"  # the name of the only one
+ARM = ONLY_ARM
 JOINTS: tuple[str, ...] = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 FINGER_RANGE = (0.015, 0.037)  # metres of one finger: closed, open
 START_POSITION = (0.22, 0.0, 0.18)  # of the tool point, metres; the hand points down
