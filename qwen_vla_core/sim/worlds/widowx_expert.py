@@ -58,10 +58,10 @@ class ExpertConfig:
 
 @dataclass(frozen=True)
 class Goal:
-    """Where the tool point should be, the gripper's yaw (None: as it is) and opening, and how fast: m/s, m/s²."""
+    """Where the tool point should be, the yaw of the hand that points down, its opening, and how fast: m/s, m/s²."""
 
     position: np.ndarray
-    yaw: float | None
+    yaw: float
     opening: float
     pace: tuple[float, float]
 
@@ -82,7 +82,7 @@ class PlateAndBeltExpert:
         # From the speed that was really commanded, pushes included, to the wanted one; the last bit is never cut off.
         before, wanted = world.command()[:3], _shorten(goal.position - position, goal.pace[0] * period)
         move = before + _shorten(wanted - before, goal.pace[1] * period**2)
-        attitude = rotation if goal.yaw is None else Rotation.from_euler("z", goal.yaw).as_matrix() @ DOWN
+        attitude = Rotation.from_euler("z", goal.yaw).as_matrix() @ DOWN
         turn = Rotation.from_matrix(attitude @ rotation.T).as_rotvec()
         return np.concatenate([move, _shorten(turn, c.turn * period), [goal.opening]])
 
@@ -117,7 +117,7 @@ class PlateAndBeltExpert:
         if world.on_plate(colour):  # let go, then get out of the way
             clear = world.openings()[ARM] > 0.85
             return Goal(
-                target + np.array([0, 0, c.hover if clear else 0.0]), None, OPEN, (0.5 * c.speed, c.acceleration)
+                target + np.array([0, 0, c.hover if clear else 0.0]), self._yaw(), OPEN, (0.5 * c.speed, c.acceleration)
             )
         if held:
             return self._put(target, cube, tool, calm)
@@ -144,6 +144,9 @@ class PlateAndBeltExpert:
             return Goal(np.array([*ahead[:2], cube[2] + c.above]), yaw, 0.0, pace)
         away = float(np.hypot(*(target - cube - drift * c.lag)[:2]))
         rise = c.funnel * max(away - c.aligned, 0.0) + (0.0 if turned else 0.04)
+        on_top = tool[2] - cube[2] > CUBE and bool(world.touching()[ARM, colour])
+        if on_top or (world.openings()[ARM] < 0.8 and tool[2] - cube[2] > 0.5 * CUBE):
+            rise = max(rise, 3 * CUBE)  # fingers that stand on the cube, or would: up, open, again
         height = min(cube[2] + c.above + rise, c.hover)
         return Goal(np.array([*ahead[:2], height]), yaw, OPEN, pace)
 
@@ -157,7 +160,7 @@ class PlateAndBeltExpert:
 
     def _lift(self, target: np.ndarray, pace: tuple[float, float]) -> Goal:
         """Straight up."""
-        return Goal(np.array([*target[:2], self.config.carry]), None, 0.0, pace)
+        return Goal(np.array([*target[:2], self.config.carry]), self._yaw(), 0.0, pace)
 
     def _put(self, target: np.ndarray, cube: np.ndarray, tool: np.ndarray, pace: tuple[float, float]) -> Goal:
         """Up, over to the plate, down onto it: the tool goes where the cube, as it is held, comes to lie there."""
@@ -167,8 +170,9 @@ class PlateAndBeltExpert:
         away = float(np.hypot(*(goal - target)[:2]))
         if away > 0.03 and target[2] < c.carry - 0.03:
             return self._lift(target, pace)
+        there = away < 0.012 and target[2] - goal[2] < 0.002  # and yet not flat on it: tilted, the last bit it falls
         goal[2] = min(goal[2] + c.funnel * max(away - c.aligned, 0.0), c.carry)
-        return Goal(goal, None, 0.0, pace)
+        return Goal(goal, self._yaw(), OPEN if there else 0.0, pace)
 
     def _yaw(self) -> float:
         """Radians by which the commanded gripper is turned about the vertical."""
