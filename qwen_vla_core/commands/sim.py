@@ -127,7 +127,9 @@ def _demos(args: argparse.Namespace, world_name: str, embodiment_name: str) -> i
         raise UserError("--episodes and --workers: must be at least 1")
     if not 0 <= args.noise <= 1:
         raise UserError("--noise: a chance between 0 and 1")
-    config = DemoConfig(world=world_name, tasks=_tasks(args.task, world_name), noise=args.noise, domain=_domain(args))
+    config = DemoConfig(
+        world=world_name, tasks=_tasks(args.task, world_name), noise=args.noise, domain=_domain(args, world_name)
+    )
     with tqdm(total=args.episodes, unit="episode", disable=args.json) as bar:
 
         def progress(kept: int, failed: int) -> None:
@@ -146,13 +148,14 @@ def _demos(args: argparse.Namespace, world_name: str, embodiment_name: str) -> i
     return 0
 
 
-def _domain(args: argparse.Namespace) -> Any:
+def _domain(args: argparse.Namespace, world_name: str) -> Any:
     """Ranges of ``--randomize``; None without it, and then nothing of it is imported."""
     if args.randomize is None:
         return None
     from qwen_vla_core.sim.domain import domain_option
+    from qwen_vla_core.sim.registry import world_class
 
-    return domain_option(args.randomize)
+    return domain_option(args.randomize, world_class(world_name).domain_type)
 
 
 def _render(args: argparse.Namespace, world_name: str, embodiment_name: str) -> int:
@@ -161,7 +164,7 @@ def _render(args: argparse.Namespace, world_name: str, embodiment_name: str) -> 
 
     if args.out.suffix.lower() not in (".png", ".gif"):
         raise UserError(f"--out {args.out}: must end in .png or .gif")
-    domain = {} if args.randomize is None else {"domain": _domain(args)}
+    domain = {} if args.randomize is None else {"domain": _domain(args, world_name)}
     world = make_world(world_name, tasks=_tasks(args.task, world_name), **domain)
     world.reset(args.seed, args.instruction)
     frames = film(world, world_name, act=args.expert)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mujoco
 import numpy as np
@@ -89,16 +89,23 @@ FIELDS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def load_domain(path: str | Path) -> DomainConfig:
+Ranges = TypeVar("Ranges")
+
+
+def load_domain(path: str | Path, kind: type[Ranges] = DomainConfig) -> Ranges:  # type: ignore[assignment]
     """Reads ranges from YAML; keys that are left out keep their default.
+
+    Args:
+        path: the file.
+        kind: the frozen dataclass of ranges of the world at hand.
 
     Raises:
         UserError: unreadable, an unknown key, a wrong type, or a range whose first end is the larger one.
     """
     source = str(path)
     parser = NodeParser(source)
-    config = parser.dataclass(DomainConfig, compose(read_text(Path(path), source), source), "")
-    for item in fields(config):
+    config = parser.dataclass(kind, compose(read_text(Path(path), source), source), "")
+    for item in fields(kind):  # type: ignore[arg-type]
         value = getattr(config, item.name)
         if isinstance(value, tuple) and value[0] > value[1]:
             parser.fail(item.name, f"{value[0]:g} is larger than {value[1]:g}", "write [smallest, largest]")
@@ -218,8 +225,12 @@ def _cube(model: mujoco.MjModel, config: DomainConfig, rng: np.random.Generator,
     return {"size": size, "mass": mass, "friction": friction}
 
 
-def domain_option(value: str | None) -> DomainConfig | None:
+def domain_option(value: str | None, kind: type[Ranges] = DomainConfig) -> Ranges | None:  # type: ignore[assignment]
     """The value of ``--randomize``: None is off, empty is the default ranges, anything else a YAML file.
+
+    Args:
+        value: as given.
+        kind: a world's ``domain_type``.
 
     Raises:
         UserError: see ``load_domain``.
@@ -227,7 +238,7 @@ def domain_option(value: str | None) -> DomainConfig | None:
     if value is None:
         return None
     if not value:
-        return DomainConfig()
+        return kind()
     if not Path(value).is_file():
         raise UserError(f"--randomize {value}: no such file; leave it out for the default ranges, or name a YAML file")
-    return load_domain(value)
+    return load_domain(value, kind)

@@ -11,6 +11,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from qwen_vla_core.sim.grounding_navigation import intention, questions
 from qwen_vla_core.sim.navigation_state import NavigationState, PlaceState
 from qwen_vla_core.sim.navigation_tasks import TASKS, NavigationTask, parse_instruction, phrase, reworded
 from qwen_vla_core.sim.planning import resample
@@ -47,7 +48,7 @@ class RoomsWorld:
 
     An action is a pose in the frame of the odometry, which starts at (0, 0, 0): where to be at the end of the period.
     The scene depends on the seed alone, so one seed can be asked for several goals. The same seed gives bit-identical
-    states and pictures.
+    states and pictures. The class attributes are those of ``TabletopWorld``.
     """
 
     control_hz: float = 20.0
@@ -60,7 +61,10 @@ class RoomsWorld:
     views: tuple[str, ...] = tuple(CAMERAS)
     film_views: tuple[str, ...] = (*CAMERAS, OVERHEAD)
     task_names: tuple[str, ...] = TASKS
-    domain_type = RoomsDomain
+    domain_type: type = RoomsDomain
+    read_scene = staticmethod(NavigationState.from_dict)
+    questions = staticmethod(questions)
+    intention = staticmethod(intention)
 
     def __init__(
         self,

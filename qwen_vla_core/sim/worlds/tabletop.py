@@ -14,6 +14,7 @@ import numpy as np
 
 from qwen_vla_core.sim.domain import FIELDS, DomainConfig
 from qwen_vla_core.sim.domain import apply as apply_domain
+from qwen_vla_core.sim.grounding import intention, questions
 from qwen_vla_core.sim.randomize import COLOURS, CubeLayout, RandomizationConfig
 from qwen_vla_core.sim.state import CubeState, GripperState, PlaceState, SceneState, project
 from qwen_vla_core.sim.tasks import Task, TaskBook
@@ -39,6 +40,8 @@ class TabletopWorld:
         cameras: view → camera of the model. views: the same names, in the order of the embodiment.
         arms: names; a world with one arm has one name.
         book: the sentences it knows; ``task_names``: their tasks.
+        domain_type: the ranges that ``domain`` takes.
+        read_scene, questions, intention: a stored snapshot back to a scene, and what can be asked and told about one.
         model, data: MuJoCo's; cubes are bodies, geoms and free joints called ``cube_<colour>``.
         domain_drawn: this episode's domain, as plain JSON.
     """
@@ -56,6 +59,10 @@ class TabletopWorld:
     arms: tuple[str, ...]
     book: TaskBook
     task_names: tuple[str, ...]
+    domain_type: type = DomainConfig
+    read_scene = staticmethod(SceneState.from_dict)
+    questions = staticmethod(questions)
+    intention = staticmethod(intention)
     parking_z: float
     ray_groups: np.ndarray | None = None  # geom groups that can hide a cube; None = all
 
