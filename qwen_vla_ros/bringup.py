@@ -62,7 +62,7 @@ def build_graph(
     log_level: str = "info",
     episodes: int = 0,
     seed: int = 0,
-    task: str = "pick",
+    task: str = "",
     episode_timeout_s: float = 20.0,
     run_dir: str = "",
 ) -> list[NodeSpec]:
@@ -81,7 +81,8 @@ def build_graph(
         log_level: debug, info, warn, error or fatal.
         episodes: in simulation, end after this many; 0 goes on until stopped.
         seed: of the first simulated episode; the next ones count up.
-        task: in simulation, what the world draws instructions from when none is given; "all": everything it knows.
+        task: in simulation, what the world draws instructions from when none is given: one of its tasks, its first when
+            empty, "all" for everything it knows.
         episode_timeout_s: simulated seconds until an episode counts as failed.
         run_dir: folder of this run's bags and summary; default: the next free ``rollouts/<date>_<number>``.
 
@@ -135,7 +136,7 @@ def build_graph(
             "instruction": instruction,
             "episodes": episodes,
             "seed": seed,
-            "task": "" if task == "all" else task,
+            "task": task,
             "episode_timeout_s": float(episode_timeout_s),
             "publish_clock": use_sim_time,
             "wait_for_recorder": record,

@@ -20,7 +20,7 @@ from rosgraph_msgs.msg import Clock
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.sim.registry import make_world
+from qwen_vla_core.sim.registry import make_world, world_class
 from qwen_vla_ros.commands import adapter_for, command_kind
 from qwen_vla_ros.messages import (
     groups_by_topic,
@@ -66,7 +66,7 @@ class SimNode(Node):
             read_only=True,
         )
         declare(self, "mute_views", "", "Views that publish nothing, comma separated: a fault drill")
-        task = declare(self, "task", "", "Task the world draws instructions from; empty: all it has", read_only=True)
+        task = declare(self, "task", "", "Task the world draws from; empty: its first; all: all", read_only=True)
         settings = EpisodeSettings(
             instruction=declare(self, "instruction", "", "What to do; empty: the world chooses", read_only=True),
             episodes=declare(self, "episodes", 0, "End after so many; 0: never", read_only=True, minimum=0),
@@ -90,7 +90,10 @@ class SimNode(Node):
         simulation = self.embodiment.simulation
         if simulation is None:
             raise UserError(f"parameter 'embodiment': '{self.embodiment.name}' has no simulation section")
-        self._world: Any = make_world(simulation.world, **({"tasks": (task,)} if task else {}))
+        known = world_class(simulation.world).task_names
+        if task not in ("", "all", *known):
+            raise UserError(f"parameter 'task': {task!r} is none of {', '.join(known)}, all")
+        self._world: Any = make_world(simulation.world, tasks=known if task == "all" else (task or known[0],))
         self._camera = TwinCamera(simulation.world, self._world)
         self._camera_rate_hz = simulation.camera_rate_hz
         self._camera_size = simulation.camera_size

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--record", action=flag, default=True, help="record one MCAP bag per episode")
     parser.add_argument("--rollouts", default="rollouts", metavar="DIR", help="folder of recorded runs")
     parser.add_argument("--episodes", type=int, default=0, metavar="N", help="end after N simulated episodes; 0: never")
-    parser.add_argument("--task", default="pick", help="what the simulator draws instructions from; all: everything")
+    parser.add_argument("--task", default="", help="task the simulator draws from, or all (default: its first)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first simulated episode")
     parser.add_argument(
         "--episode-timeout", type=float, default=20.0, metavar="S", help="simulated seconds per episode"
