@@ -57,6 +57,8 @@ class Robot(Protocol):
 
     def succeeded(self) -> bool: ...
 
+    def ended(self) -> bool: ...
+
     def sim_time_s(self) -> float: ...
 
     def seconds_since_command(self) -> float: ...
@@ -166,6 +168,8 @@ class Director:
         while not (self._robot.stopping() or self._abort.is_set()):
             if self._robot.succeeded():
                 return "success"
+            if self._robot.ended():
+                return "failure"
             if self._robot.sim_time_s() - first_s > self._settings.timeout_s:
                 return "failure"
             self._abort.wait(POLL_S)

@@ -162,6 +162,11 @@ class SimNode(Node):
         with self.lock:
             return bool(self._world.success())
 
+    def ended(self) -> bool:
+        """Whether the episode is over, also without success."""
+        with self.lock:
+            return bool(self._world.ended())
+
     def sim_time_s(self) -> float:
         """Simulated seconds since the node started; never goes back."""
         return self._sim_ns * 1e-9

@@ -13,13 +13,15 @@ Nothing is published before every state channel has been measured once: the firs
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
+from qwen_vla_core.actions.conventions import continue_headings
 from qwen_vla_core.embodiment.spec import DELTA_KINDS, Embodiment
 from qwen_vla_core.interfaces import ActionChunk
 from qwen_vla_core.runtime.chunk_buffer import NANO, ChunkBuffer
@@ -96,6 +98,12 @@ class ControlLoop:
         unmeasured = (self._measured_columns < 0) & ~is_velocity_c
         if unmeasured.any():
             raise ValueError(f"no measured state for {embodiment.channels[int(np.argmax(unmeasured))]}")
+        # An odometer's heading is known up to whole turns: measured headings and those of chunks are counted on.
+        self._headings = tuple(
+            (group.channels[-1], self._state_index[group.channels[-1]])
+            for group in embodiment.actions
+            if group.kind == "waypoint" and group.unit == "m,rad"
+        )
         self._keeps_command_c = np.array([g.kind == "gripper" for g in embodiment.actions for _ in g.channels])
         self._slices: list[tuple[str, slice, float, float]] = []
         start = 0
@@ -116,16 +124,33 @@ class ControlLoop:
         if not self._started:
             self.counters["chunks_ignored"] += 1
             return "not_started"
-        reason = self.buffer.push(chunk, t_ns)
+        reason = self.buffer.push(self._counted_on(chunk), t_ns)
         if reason is None:
             self._fresh_ns = t_ns
         return reason
+
+    def _counted_on(self, chunk: ActionChunk) -> ActionChunk:
+        """The chunk with its headings within half a turn of the measured one, and of each other."""
+        if not self._headings or np.ndim(chunk.actions_hc) != 2:
+            return chunk
+        from_c = np.zeros(len(chunk.channels))
+        columns = []
+        for name, state_column in self._headings:
+            if name in chunk.channels and np.isfinite(self._state_s[state_column]):
+                columns.append(chunk.channels.index(name))
+                from_c[columns[-1]] = self._state_s[state_column]
+        if len(chunk.channels) != np.shape(chunk.actions_hc)[1]:
+            return chunk
+        return replace(chunk, actions_hc=continue_headings(chunk.actions_hc, from_c, columns))
 
     def update_state(self, values: Mapping[str, float], t_ns: int) -> None:
         """Takes measured channels (channel units) received at ``t_ns``; non-finite values are counted and ignored."""
         for name, value in values.items():
             column = self._state_index[name]
             if np.isfinite(value):
+                if any(column == heading for _, heading in self._headings) and np.isfinite(self._state_s[column]):
+                    before = self._state_s[column]
+                    value = before + math.remainder(value - before, 2 * math.pi)
                 self._state_s[column] = value
                 self._state_stamp_ns[column] = t_ns
             else:

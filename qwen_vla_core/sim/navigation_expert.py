@@ -71,10 +71,24 @@ class NavigationExpert:
 
     def action(self) -> np.ndarray:
         """(3,) waypoint for half a second from now, in the frame of the odometry."""
+        return self.chunk(1)[0]
+
+    def chunk(self, horizon: int) -> np.ndarray:
+        """(horizon, 3) waypoints, half a second apart, as the expert sees its way from here."""
         way = self._way()
-        c, base = self.config, self.world.base
-        x, y, heading = base.pose
-        speed, turning, dt = base.speed, base.turning, 1.0 / self.world.control_hz
+        base = self.world.base
+        poses, at = [], (*base.pose, base.speed, base.turning)
+        for _ in range(horizon):
+            at = self._follow(way, at)
+            poses.append(self._in_odometry(*at[:3]))
+        return np.array(poses)
+
+    def _follow(
+        self, way: list[Point], at: tuple[float, float, float, float, float]
+    ) -> tuple[float, float, float, float, float]:
+        """x, y, heading, speed and turning rate one decision later, of a base that follows ``way``."""
+        c, dt = self.config, 1.0 / self.world.control_hz
+        x, y, heading, speed, turning = at
         for _ in range(round(self.world.decision_s * self.world.control_hz)):
             aim, left = _along(way, (x, y), c.look_ahead)
             error = wrap(math.atan2(aim[1] - y, aim[0] - x) - heading) if left > 0.05 else 0.0
@@ -86,7 +100,7 @@ class NavigationExpert:
             course = heading + 0.5 * turning * dt
             x, y = x + speed * dt * math.cos(course), y + speed * dt * math.sin(course)
             heading += turning * dt
-        return self._in_odometry(x, y, heading)
+        return x, y, heading, speed, turning
 
     # --- being pushed while a demonstration is recorded -------------------------------------------------------------
 

@@ -381,3 +381,35 @@ def test_new_plans_join_without_a_jump() -> None:
             rig.run(0.1)
     steps = np.abs(np.diff(np.array(rig.commands[commands:]), axis=0))
     assert steps[25:].max() < 0.012  # 0.04 apart, spread over 200 ms and more; a bare swap would step 0.04
+
+
+BASE = load_embodiment("mobile_base")
+
+
+def base_chunk(stamp_ns: int, yaw: np.ndarray) -> ActionChunk:
+    return ActionChunk(np.column_stack([np.zeros(8), np.zeros(8), yaw]), BASE.channels, stamp_ns, 0.5)
+
+
+def turn_over_the_seam(policy_sees: float) -> list[float]:
+    """A base at 3.0 rad turns left to 3.6 rad; the odometer tells headings in (−π, π], the policy starts from one."""
+    loop, t, yaw, told = ControlLoop(BASE, blend_s=0.5), 1_000_000 * MS, 3.0, []
+    loop.start(t)
+    for tick in range(80):
+        t += 50 * MS
+        measured = float(np.remainder(yaw + np.pi, 2 * np.pi) - np.pi)
+        loop.update_state(dict(zip(BASE.state_channels, [0.0, 0.0, measured, 0.0, 0.0], strict=True)), t)
+        if tick % 10 == 0:
+            seen = measured + policy_sees
+            assert loop.feed(base_chunk(t, np.minimum(seen + 0.2 * np.arange(1, 9), seen + 3.6 - yaw)), t) is None
+        output = loop.tick(t)
+        if output.commands:
+            yaw = float(output.commands["pose"].values[2])
+            told.append(yaw)
+    return told
+
+
+@pytest.mark.parametrize("turns", [0, 1, -2])
+def test_a_heading_goes_the_short_way_over_the_seam_of_the_odometer(turns: int) -> None:
+    told = turn_over_the_seam(2 * np.pi * turns)
+    assert told[0] == pytest.approx(3.0, abs=0.01) and told[-1] == pytest.approx(3.6, abs=0.02)
+    assert np.diff(told).min() > -1e-3 and np.diff(told).max() < 0.1
