@@ -93,3 +93,13 @@ def test_interpolation_is_held_at_both_ends():
     assert interpolate(knots, -1.0) == pytest.approx(0.0)
     assert interpolate(knots, 1.5) == pytest.approx(2.5)
     assert interpolate(knots, 9.0) == pytest.approx(4.0)
+
+
+def test_displacements_count_for_their_whole_period_and_not_longer():
+    knots = np.array([[9.0, 0.0], [1.0, 1.0], [3.0, 2.0]])
+    held = np.array([True, False])
+    ends = np.arange(1, 36) / 10  # ten control steps per period; three and a half periods
+    rows = np.array([interpolate(knots, end, held) for end in ends])
+    assert rows[:, 0].tolist() == [1.0] * 10 + [3.0] * 10 + [0.0] * 15
+    np.testing.assert_allclose(rows[:20, 1], ends[:20])
+    assert interpolate(knots, 0.1 + 0.2 + 0.7, held)[0] == 1.0  # 1.0000000000000002

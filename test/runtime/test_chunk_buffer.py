@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -23,7 +25,7 @@ def make(stamp_ms: float, values: np.ndarray | float = 0.0, **changes: object) -
     return ActionChunk(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def buffer(**arguments: float) -> ChunkBuffer:
+def buffer(**arguments: Any) -> ChunkBuffer:
     return ChunkBuffer(CHANNELS, H, PERIOD, **arguments)
 
 
@@ -140,3 +142,16 @@ def test_consumed_prefix_holds_the_actions_due_so_far() -> None:
     assert prefix is not None and prefix.stamp_ns == 1000 * MS
     np.testing.assert_array_equal(prefix.actions_hc, RAMP[:3])
     assert plan.consumed_count(9000 * MS) == H
+
+
+def test_displacements_are_held_add_up_and_end_with_the_plan() -> None:
+    plan = buffer(held_c=np.array([True, False]))
+    plan.push(make(1000, RAMP), 1000 * MS)
+    samples = np.array([plan.sample(t_ms * MS) for t_ms in range(1000, 1900, 10)])
+    assert samples[:, 0].sum() / 10 == pytest.approx(RAMP[:, 0].sum())  # ten ticks of a tenth per period
+    assert samples[:10, 0].tolist() == [1.0] * 10 and samples[10:20, 0].tolist() == [2.0] * 10
+    assert not samples[50:, 0].any()
+    np.testing.assert_allclose(samples[15, 1], -15.0)
+    assert samples[-1, 1] == RAMP[-1, 1]
+    plan.push(make(1305, 0.5), 1340 * MS)  # late: what has not been played of it still is
+    assert plan.sample(2000 * MS)[0] == 0.0

@@ -164,11 +164,18 @@ class WidowXWorld(TabletopWorld):
         goal = self._inverse(position, rotation, self._joints, iterations=5)
         goal = np.clip(goal, self._joints - JOINT_SPEED * dt, self._joints + JOINT_SPEED * dt)
         measured = self.data.qpos[self._dofs]
-        self._joints = np.clip(goal, measured - LEAD, measured + LEAD)
-        reached, attitude = self._forward(self._joints)
+        low, high = measured - LEAD, measured + LEAD
+        joints = np.clip(goal, low, high)
+        reached, attitude = self._forward(joints)
         missed = 0.5 * np.linalg.norm(sum(np.cross(attitude[:, i], rotation[:, i]) for i in range(3)))
-        lost = np.linalg.norm(reached - position) > LOST[0] or missed > LOST[1]
-        self._position, self._rotation = (reached, attitude) if lost else (position, rotation)
+        if np.linalg.norm(reached - position) <= LOST[0] and missed <= LOST[1]:
+            self._joints, self._position, self._rotation = joints, position, rotation
+        elif ((reached >= REACH_LOW - LOST[0]) & (reached <= REACH_HIGH + LOST[0])).all():
+            self._joints, self._position, self._rotation = joints, reached, attitude
+        elif ((self._joints < low) | (self._joints > high)).any():  # stays, and is being pushed
+            self._joints = np.clip(self._joints, low, high)
+            self._position, self._rotation = self._forward(self._joints)
+        # else: the nearest pose the arm could take lies outside its box, so it stays as it is
         self._set_motors(float(action[6]))
 
     def _set_motors(self, opening: float) -> None:
