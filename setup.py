@@ -29,7 +29,7 @@ setup(
     maintainer="qwen_vla_ros maintainers",
     maintainer_email="qwen-vla-ros@users.noreply.github.com",
     packages=find_packages(include=["qwen_vla_core", "qwen_vla_core.*", "qwen_vla_ros", "qwen_vla_ros.*"]),
-    package_data={"qwen_vla_core": ["py.typed"], "qwen_vla_ros": ["py.typed"]},
+    package_data={"qwen_vla_core": ["py.typed", "sim/worlds/*.xml"], "qwen_vla_ros": ["py.typed"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
@@ -69,7 +69,7 @@ setup(
             "ros-std-srvs==5.3.6",
             "ros-test-msgs==2.0.3",
         ],
-        "sim": ["mujoco>=3.3,<3.9", "gym-aloha==0.1.5", "pillow>=10"],
+        "sim": ["mujoco>=3.3,<3.9", "gym-aloha==0.1.5", "rtb-data==2.0.0", "pillow>=10"],
         "data": [
             "av>=14",
             "google-crc32c>=1.5",
