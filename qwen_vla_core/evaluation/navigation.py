@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from qwen_vla_core.sim.planning import resample
 from qwen_vla_core.sim.track import Track
+
+SPACING = 0.15  # metres between the points of both paths that nDTW compares: waiting is no detour
 
 
 def path_length(path_n2: np.ndarray) -> float:
@@ -57,7 +60,7 @@ def measure(track: Track | None) -> dict[str, float]:
         "navigation_error_m": float(track.to_goal_n[-1]),
         "oracle_success": float(track.passed and bool(near.any())),
         "spl": spl(success, path_length(track.reference_m2), walked),
-        "ndtw": ndtw(track.path_n2, track.reference_m2, track.reach),
+        "ndtw": ndtw(resample(track.path_n2, SPACING), resample(track.reference_m2, SPACING), track.reach),
         "path_m": walked,
         "bumps": float(track.bumps),
     }

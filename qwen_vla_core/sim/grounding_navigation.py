@@ -133,12 +133,13 @@ def _about_place(
         (f"how far is the {name}?", distance(place)),
         (f"what is at {where}?", ", ".join(sorted(here, key=CLASSES.index))),
     ]
-    for other in seen:
-        if other is not place:
-            left = place.pixels[EGO][0] < other.pixels[EGO][0]
-            pairs.append((f"is the {name} left or right of the {other.name}?", "left" if left else "right"))
-            nearer = math.hypot(place.ahead, place.left) < math.hypot(other.ahead, other.left)
-            pairs.append((f"is the {name} nearer than the {other.name}?", _yes(nearer)))
+    others = [other for other in seen if other is not place]
+    if others:  # one of them: all pairs would drown the other questions
+        other = others[int(rng.integers(len(others)))]
+        left = place.pixels[EGO][0] < other.pixels[EGO][0]
+        pairs.append((f"is the {name} left or right of the {other.name}?", "left" if left else "right"))
+        nearer = math.hypot(place.ahead, place.left) < math.hypot(other.ahead, other.left)
+        pairs.append((f"is the {name} nearer than the {other.name}?", _yes(nearer)))
     return pairs
 
 

@@ -222,7 +222,7 @@ def length(way: Sequence[Sequence[float]]) -> float:
     return sum(math.dist(a[:2], b[:2]) for a, b in pairwise(way))
 
 
-def resample(way: Sequence[Point], spacing: float) -> np.ndarray:
+def resample(way: Sequence[Point] | np.ndarray, spacing: float) -> np.ndarray:
     """(n, 2) points along a polyline, ``spacing`` metres apart and its end."""
     points = np.asarray(way, dtype=np.float64).reshape(-1, 2)
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])

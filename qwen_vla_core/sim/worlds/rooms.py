@@ -14,7 +14,6 @@ import numpy as np
 from qwen_vla_core.sim.grounding_navigation import intention, questions
 from qwen_vla_core.sim.navigation_state import NavigationState, PlaceState
 from qwen_vla_core.sim.navigation_tasks import TASKS, NavigationTask, parse_instruction, phrase, reworded
-from qwen_vla_core.sim.planning import resample
 from qwen_vla_core.sim.state import project
 from qwen_vla_core.sim.track import Track
 from qwen_vla_core.sim.worlds.rendering import Cameras
@@ -260,7 +259,7 @@ class RoomsWorld:
         return Track(
             path_n2=path,
             to_goal_n=remaining(self.layout, path, goal, ROBOT_RADIUS),
-            reference_m2=resample(reference, 0.15),
+            reference_m2=np.array(reference),
             reach=REACH,
             stopped=self._stopped,
             passed=self._passed,
