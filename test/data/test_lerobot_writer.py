@@ -149,9 +149,8 @@ def test_a_clip_that_begins_between_keyframes_is_encoded_again(tmp_path: Path) -
     part = dataclasses.replace(source.clip(0, "ego"), first=3, count=4)
     with begin(tmp_path / "b") as writer:
         add(writer, 0, 4, frames={"ego": part})
-    assert [shown(f) for f in LeRobotDataset(tmp_path / "b").frames(0, "ego", range(4))] == [
-        (0, s) for s in range(3, 7)
-    ]
+    found = LeRobotDataset(tmp_path / "b").frames(0, "ego", range(4))
+    assert [shown(frame) for frame in found] == [(0, step) for step in range(3, 7)]
 
 
 def with_nan(numbers: EpisodeRows) -> EpisodeRows:

@@ -55,7 +55,9 @@ def seal(root: Path, info: Mapping[str, Any], group: Group) -> None:
 
 
 def drop_orphans(root: Path, info: Mapping[str, Any], next_file: int, episodes: int) -> None:
-    """Removes files that an earlier run wrote and no table of episodes names."""
+    """Removes files that an earlier run wrote and no table of episodes names, and half-written metadata."""
+    for path in (root / "meta").glob(".*.*"):  # `files.atomic_write_bytes` writes beside the file it replaces
+        path.unlink()
     if info["codebase_version"] == "v3.0":
         patterns = [("data", "*/file-*.parquet"), ("videos", "*/*/file-*.mp4")]
         for folder, pattern in patterns:
@@ -176,6 +178,7 @@ def _write_table(table: pa.Table, file: BinaryIO) -> None:
 def _replace(root: Path, path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes in the staging folder, flushes to the disk, renames."""
     temporary = root / STAGING / "half-written"
+    temporary.unlink(missing_ok=True)  # of a killed run; it may be a second name of a staged video
     with temporary.open("wb") as file:
         write(file)
         file.flush()

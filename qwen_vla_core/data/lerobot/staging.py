@@ -267,7 +267,7 @@ def disk_errors(root: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "the disk is full" if full else f"cannot be written ({error.strerror or error})"
         raise DiskError(
-            f"{root}: {reason}; complete episodes are kept: make room, then run again with --resume"
+            f"{root}: {reason}; complete episodes are kept: make room, then run it again to go on (--resume)"
         ) from None
 
 

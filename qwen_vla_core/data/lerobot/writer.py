@@ -194,6 +194,8 @@ class LeRobotWriter:
         self._episodes, self._rows = len(table), int(table.lengths.sum())
         self._tasks = {task: index for index, task in enumerate(read_tasks(self.root, info))}
         self._next_file = _next_file(table)
+        if info["total_episodes"] != self._episodes:  # killed between the table and the header
+            self._write_info()
         self.infos: list[dict[str, Any]] = [json.loads(text) if text else {} for text in table.infos]
         drop_orphans(self.root, info, self._next_file, self._episodes)
         for folder in self._staging.glob(f"{PREPARED}*"):
