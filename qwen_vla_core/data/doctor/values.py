@@ -181,6 +181,11 @@ def check_units(case: Case) -> list[Finding]:
             channel, sketch = members[0]
             low, high = sketch.quantile((0.01, 0.99))
             allowed = _allowed(channel)
+            columns = {c.column for c, _ in members}
+            hits = [(f.episode, hit) for f in case.facts for hit in f.outside.get(side, []) if hit.column in columns]
+            hits.sort(key=lambda each: -_excess(each[1].value, case.work.channels(side)[each[1].column]))
+            # Too small a unit (finger metres) leaves no limit: then it is everywhere.
+            everywhere = [Place(facts.episode) for facts in case.facts[:1]]
             found.append(
                 finding(
                     "wrong_units",
@@ -190,7 +195,7 @@ def check_units(case: Case) -> list[Finding]:
                     + (f", allowed are {allowed[0]:.4g} to {allowed[1]:.4g}" if allowed else ""),
                     f"convert them to {channel.unit} (the embodiment's unit), or correct the map in its YAML; "
                     "motion is judged after that",
-                    [Place(case.facts[0].episode)] if case.facts else (),
+                    places_of(hits, case.work.channels(side)) or everywhere,
                     {c.name: [float(v) for v in s.quantile((0.01, 0.99))] for c, s in members},
                     side,
                     [c.name for c, _ in members],
