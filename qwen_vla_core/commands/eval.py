@@ -149,7 +149,9 @@ def summarise(rows: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str,
     if others:
         chosen = [row for row in (*rows, *others) if row["chosen"] is not None]
         report["other_object_success"] = Rate(sum(row["success"] for row in others), len(others)).to_dict()
-        report["named_of_chosen"] = Rate(sum(row["chosen"] == row["target"] for row in chosen), len(chosen)).to_dict()
+        if chosen:  # a share of nothing is no number
+            named = sum(row["chosen"] == row["target"] for row in chosen)
+            report["named_of_chosen"] = Rate(named, len(chosen)).to_dict()
         both = sum(row["success"] and row["other"]["success"] for row in rows if row.get("other"))
         report["both_instructions"] = Rate(both, len(others)).to_dict()
     return report
