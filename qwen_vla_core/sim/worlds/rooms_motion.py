@@ -141,7 +141,7 @@ class Base:
         self.touching = hit
         moved = math.cos(course) * (nx - x) + math.sin(course) * (ny - y)
         if hit:  # what the wall has taken is gone: the wheels do not spin on
-            self.speed = moved / dt / w.speed_gain
+            self.speed = math.copysign(math.hypot(nx - x, ny - y), moved) / dt / w.speed_gain
         self.pose = nx, ny, heading + turned
         ox, oy, believed = self.odometry
         scale, believed_course = w.odometry_gain, believed + 0.5 * (turned - w.pull * step)
