@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import lerobot_support as support
 import memory_dataset
 import numpy as np
@@ -147,3 +148,17 @@ def test_help_of_a_source_shows_its_own_flags(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         main(["data", "convert", "--from", "lerobot", "--help"])
     assert "VIEW=FEATURE" in capsys.readouterr().out
+
+
+def test_pictures_inside_the_rows_stay_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "a", (5,), version="v2.1")
+    path = source / "data/chunk-000/episode_000000.parquet"
+    pictures = [{"bytes": cv2.imencode(".png", frame)[1].tobytes(), "path": None} for frame in support.frames(0, 5)]
+    pq.write_table(pq.read_table(path).append_column("observation.images.ego", pa.array(pictures)), path)
+    info = json.loads((source / "meta/info.json").read_text())
+    info["features"]["observation.images.ego"]["dtype"] = "image"
+    (source / "meta/info.json").write_text(json.dumps(info))
+    convert(capsys, source, tmp_path / "b")
+    dataset = LeRobotDataset(tmp_path / "b")
+    assert dataset.info["video_path"] is None and not dataset.is_video("ego")
+    np.testing.assert_array_equal(dataset.frames(0, "ego", [4, 1]), support.frames(0, 5)[[4, 1]])
