@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import mujoco
@@ -278,3 +279,45 @@ def test_a_domain_is_repeatable_varies_everything_and_keeps_its_ranges(varied: R
 
 def test_the_expert_copes_with_the_domain(varied: RoomsWorld) -> None:
     assert all(line["success"] for line in check_expert(varied, "rooms", range(20)))
+
+
+def by_sight(world: RoomsWorld) -> np.ndarray:
+    """A waypoint from what the picture shows now and nothing else: no plan, no memory."""
+    scene = world.scene_state()
+    shown = {place.name: place for place in scene.places if "ego" in place.visible}
+    via, goal = shown.get(scene.via or ""), shown.get(scene.goal)
+    stop = 0.0
+    if via is not None and not (goal is not None and not via.doorway and math.hypot(via.ahead, via.left) < 1.05):
+        ahead, left = via.ahead, via.left
+        if not via.doorway:  # beside it, on the side of the goal
+            bearing = math.atan2(left, ahead)
+            side = 1 if goal is not None and goal.left * ahead > left * goal.ahead else -1
+            ahead, left = ahead - side * 0.7 * math.sin(bearing), left + side * 0.7 * math.cos(bearing)
+    elif goal is not None:
+        ahead, left, stop = goal.ahead, goal.left, 0.72
+    else:
+        return world.base.odometry + np.array([0.0, 0.0, 0.5])  # look around
+    far, turn = math.hypot(ahead, left), math.atan2(left, ahead)
+    room_left, room_ahead, room_right = scene.clearance
+    if room_ahead < 0.5 and (stop == 0.0 or far > 1.2):
+        turn += 0.5 if room_left > room_right else -0.5
+    to_go = max(far - stop, 0.0)
+    step = 0.0 if abs(turn) > 0.8 else min(0.3, 0.5 * to_go) if stop else 0.3
+    turn = min(max(turn, -0.6), 0.6) if to_go > 0.05 or not stop else 0.0
+    x, y, heading = world.base.odometry
+    course = heading + 0.5 * turn
+    return np.array([x + step * math.cos(course), y + step * math.sin(course), heading + turn])
+
+
+@pytest.mark.parametrize("task", RoomsWorld.task_names)
+def test_what_one_picture_shows_is_enough(world: RoomsWorld, task: str) -> None:
+    seeds, done = range(100_000, 100_020), 0
+    for seed in seeds:
+        world.tasks = (task,)
+        world.reset(seed)
+        while not world.ended() and world.time_s < world.limit_s:
+            for command in world.play(by_sight(world)):
+                world.step(command)
+        done += world.success()
+    world.tasks = world.task_names
+    assert done >= 0.85 * len(seeds)
