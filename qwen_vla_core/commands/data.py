@@ -1,4 +1,4 @@
-"""``qwen-vla data JOB``: one module per job under ``qwen_vla_core.commands.data_jobs``, imported only when asked for."""
+"""``qwen-vla data JOB``: one module per job under ``qwen_vla_core.commands.data_jobs``."""
 
 from __future__ import annotations
 

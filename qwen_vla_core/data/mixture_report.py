@@ -38,9 +38,7 @@ def mixture_report(mixture: Mixture, draws: int, first_step: int = 0, tasks: int
 
     wanted: dict[str, defaultdict[Hashable, float]] = {level: defaultdict(float) for level in _LEVELS}
     got: dict[str, Counter[Hashable]] = {level: Counter() for level in _LEVELS}
-    for number, (spec, share, sampler) in enumerate(
-        zip(recipe.families, recipe.shares, mixture.samplers, strict=True)
-    ):
+    for number, (spec, share, sampler) in enumerate(zip(recipe.families, recipe.shares, mixture.samplers, strict=True)):
         for i, (cell, chance) in enumerate(zip(sampler.cells, sampler.probability, strict=True)):
             keys = (spec.name, cell.source, cell.embodiment, (spec.name, cell.embodiment, cell.task))
             for level, key in zip(_LEVELS, keys, strict=True):

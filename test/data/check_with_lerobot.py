@@ -1,4 +1,4 @@
-"""Run by an interpreter that has lerobot (``LEROBOT_PYTHON``), never imported by the tests: reads and writes with lerobot.
+"""Run by an interpreter that has lerobot (``LEROBOT_PYTHON``), never imported by tests: reads and writes with it.
 
 python check_with_lerobot.py read FOLDER OUT.npz [--backend pyav|torchcodec]   what lerobot's loader gives
 python check_with_lerobot.py convert FOLDER                                    lerobot's own v2.1 → v3.0, in place

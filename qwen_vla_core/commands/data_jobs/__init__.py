@@ -1,1 +1,1 @@
-"""One module per ``qwen-vla data`` job: ``add_arguments(parser)`` and ``run(args) -> int``; heavy imports inside ``run``."""
+"""One module per ``qwen-vla data`` job: ``add_arguments(parser)`` and ``run(args)``; heavy imports inside ``run``."""
