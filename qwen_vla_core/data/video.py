@@ -2,8 +2,8 @@
 
 A GOP of 2 without B-frames [X: LeRobot's choice] makes every second frame a keyframe: a random frame costs at most two
 decoded pictures. CRF 18 keeps a PSNR of about 38.3 dB on rendered 128×96 pictures, where 4:2:0 chroma alone costs all
-but 41.8 dB. One encoder thread, because x264 with several does not give the same file twice (with a side that is no
-multiple of 16 it rarely writes other bytes, in about 1 file of 300 here; the pictures were the same).
+but 41.8 dB. One encoder thread, because x264 with several does not give the same file twice (even so it rarely writes
+other bytes, between 1 file of 80 and 1 of 1,200 here; the pictures were the same).
 """
 
 from __future__ import annotations
