@@ -5,6 +5,7 @@ A world of this kind adds its scene, how an action becomes joint targets, and wh
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,7 +27,7 @@ LIFTED = 0.05  # metres above the resting height
 HOLD_S = 0.2  # a condition must last this long
 
 
-class TabletopWorld:
+class TabletopWorld(ABC):
     """Base of the MuJoCo worlds with cubes. The same seed gives bit-identical states and images.
 
     Attributes:
@@ -120,46 +121,46 @@ class TabletopWorld:
 
     # --- what a world adds ------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _sample(self, rng: np.random.Generator, task: str) -> list[CubeLayout]:
         """The cubes of an episode."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _place(self, cubes: Sequence[CubeLayout], rng: np.random.Generator) -> None:
         """Puts arms and objects where they start, and sets ``_command`` to what that start pose is as an action."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _control(self, action: np.ndarray) -> None:
         """Sets ``data.ctrl`` for one control step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _done(self, touching: Touching) -> bool:
         """Whether the task's condition holds now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> np.ndarray:
         """(n_state,) what the robot measures, in the units of ``state_channels``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def openings(self) -> dict[str, float]:
         """Arm → opening fraction of its gripper."""
-        raise NotImplementedError
 
+    @abstractmethod
     def nearer_arm(self, colour: str) -> str:
         """The arm whose side of the table the cube lies on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pinch(self, arm: str) -> np.ndarray:
         """(3,) point between an arm's finger pads, metres."""
-        raise NotImplementedError
 
     def places(self) -> tuple[PlaceState, ...]:
         """What cubes can be put on."""
         return ()
 
     @property
+    @abstractmethod
     def robot_dofs(self) -> np.ndarray:
         """Degree-of-freedom addresses of all arm joints, without grippers."""
-        raise NotImplementedError
 
     # --- life of an episode -----------------------------------------------------------------------------------------
 
@@ -332,6 +333,7 @@ class TabletopWorld:
 
     def track(self) -> None:
         """Nothing walks here."""
+        return None
 
     def about(self) -> dict[str, Any]:
         """What a demonstration says of itself."""
