@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import lerobot_support as support
 import memory_dataset
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lerobot_support import SIZE, rows, shown, tree, write
+from lerobot_support import rows, shown, tree, write
 
 from qwen_vla_core.data.contract import CONTRACT_FILE
 from qwen_vla_core.data.lerobot import LeRobotDataset, find_dataset, hub, open_dataset
@@ -130,12 +129,7 @@ def test_pictures_inside_the_rows(v2: Path) -> None:
 
 def test_av1_as_lerobot_encodes_it(v2: Path) -> None:
     path = v2 / "videos/chunk-000/observation.images.ego/episode_000001.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libsvtav1", rate=10, options={"g": "2", "crf": "30"})
-        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
-        for frame in support.frames(1, 8):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
+    support.write_foreign_video(path, support.frames(1, 8), 10, "libsvtav1", {"g": "2", "crf": "30"})
     found = LeRobotDataset(v2).frames(1, "ego", range(8))
     assert [shown(frame) for frame in found] == [(1, step) for step in range(8)]
 

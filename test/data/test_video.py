@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from lerobot_support import SIZE, frames, shown
+from lerobot_support import SIZE, frames, shown, write_foreign_video
 
 from qwen_vla_core.data import video
 from qwen_vla_core.data.video import Clip, VideoReader, choose_decoder, encode_video, join_videos, video_signature
@@ -26,13 +26,7 @@ def made(path: Path, episode: int, length: int, fps: float = 10) -> Path:
 
 
 def foreign(path: Path, length: int, codec: str = "libx264", **options: str) -> Path:
-    """As other writers do it: B-frames, long GOPs, AV1."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=30, options={"crf": "12", **options})
-        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
-        for frame in frames(1, length):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
+    write_foreign_video(path, frames(1, length), 30, codec, {"crf": "12", **options})
     return path
 
 
