@@ -95,7 +95,61 @@ def use_float32_attention(model: PreTrainedModel) -> None:
 
     AttentionInterface.register("sdpa_float32", attention)
     AttentionMaskInterface.register("sdpa_float32", sdpa_mask)
-    model.set_attn_implementation("sdpa_float32")
+    model.set_attn_implementation({"text_config": "sdpa_float32"})
+
+
+def image_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a vision tower inside each picture, all pictures of one size in one call.
+
+    transformers calls SDPA once per picture and layer; with three small views and a batch of 32 these calls were a
+    quarter of the tower's training step (108 → 83 ms, forward and backward, two threads).
+
+    Args:
+        module: the attention layer.
+        query: (1, heads, L, d), the patches of all pictures in a row.
+        key: as ``query``.
+        value: as ``query``.
+        attention_mask: always None; the pictures' borders are in ``cu_seq_lens_q``.
+        scaling: of the scores.
+        cu_seq_lens_q: (pictures + 1,) borders.
+        options: of other implementations; ignored.
+
+    Returns:
+        (1, L, heads, d) and None.
+    """
+    assert cu_seq_lens_q is not None and attention_mask is None
+    lengths = cu_seq_lens_q.diff()
+    _, heads, total, width = query.shape
+    sdpa = functional.scaled_dot_product_attention
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        sdpa = float32_sdpa
+    if len(lengths) and bool((lengths == lengths[0]).all()):
+        parts = [x[0].view(heads, len(lengths), -1, width).transpose(0, 1) for x in (query, key, value)]
+        out = sdpa(*parts, scale=scaling)
+        return out.transpose(1, 2).reshape(1, total, heads, width), None
+    split = [x.split(lengths.tolist(), dim=2) for x in (query, key, value)]
+    outs = [sdpa(q, k, v, scale=scaling) for q, k, v in zip(*split, strict=True)]
+    return torch.cat(outs, 2).transpose(1, 2), None
+
+
+IMAGE_ATTENTION = "image_sdpa_with_flash_arguments"  # "flash" in the name makes transformers hand over the borders
+
+
+def use_image_attention(model: PreTrainedModel) -> None:
+    """Gives the vision tower ``image_attention``, unless flash-attn was chosen for it."""
+    AttentionInterface.register(IMAGE_ATTENTION, image_attention)
+    config: Any = model.model.visual.config
+    if config._attn_implementation == "sdpa":
+        config._attn_implementation = IMAGE_ATTENTION
 
 
 def _float(mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -19,7 +19,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.model.attention import choose_backend
+from qwen_vla_core.model.attention import choose_backend, use_image_attention
 
 # model_type in the configuration → class name in transformers
 BACKBONES: dict[str, str] = {
@@ -70,6 +70,7 @@ class Backbone(nn.Module):
         """Wraps a built model; see ``from_config`` and ``from_pretrained``."""
         super().__init__()
         self.model: Any = model
+        use_image_attention(model)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], initialise: bool = True) -> Backbone:

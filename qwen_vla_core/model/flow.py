@@ -69,28 +69,35 @@ def velocity_target(data_bhk: torch.Tensor, noise_bhk: torch.Tensor) -> torch.Te
     return noise_bhk - data_bhk
 
 
-def masked_mse(
+def sample_mse(
     prediction_bhk: torch.Tensor, target_bhk: torch.Tensor, channel_mask_bk: torch.Tensor, step_mask_bh: torch.Tensor
 ) -> torch.Tensor:
-    """Squared error, averaged over valid steps per channel, then over valid channels, then over samples [P].
+    """Squared error of each sample, averaged over valid steps per channel, then over valid channels [P].
 
     Args:
         prediction_bhk: (B, H, K).
         target_bhk: (B, H, K).
         channel_mask_bk: (B, K) bool, True = real channel.
-        step_mask_bh: (B, H) bool, True = real step. A sample without a valid step adds nothing and is not counted.
+        step_mask_bh: (B, H) bool, True = real step. A sample without a valid step has error zero.
 
     Returns:
-        Scalar, float32.
+        (B,) float32.
     """
     error = (prediction_bhk.float() - target_bhk.float()).square()
     steps, channels = step_mask_bh.to(error), channel_mask_bk.to(error)
     # where, not only multiplication: a NaN in padding must not survive as NaN·0.
     valid = step_mask_bh[:, :, None] & channel_mask_bk[:, None, :]
     per_channel = torch.where(valid, error, 0.0).sum(1) / steps.sum(1, keepdim=True).clamp(min=1.0)
-    per_sample = per_channel.sum(1) / channels.sum(1).clamp(min=1.0)
-    counted = valid.flatten(1).any(1).to(error)
-    return (per_sample * counted).sum() / counted.sum().clamp(min=1.0)
+    return per_channel.sum(1) / channels.sum(1).clamp(min=1.0)
+
+
+def masked_mse(
+    prediction_bhk: torch.Tensor, target_bhk: torch.Tensor, channel_mask_bk: torch.Tensor, step_mask_bh: torch.Tensor
+) -> torch.Tensor:
+    """Mean of ``sample_mse`` over the samples that have a valid step and a valid channel; scalar, float32."""
+    errors = sample_mse(prediction_bhk, target_bhk, channel_mask_bk, step_mask_bh)
+    counted = (step_mask_bh.any(1) & channel_mask_bk.any(1)).to(errors)
+    return (errors * counted).sum() / counted.sum().clamp(min=1.0)
 
 
 def integrate(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +22,11 @@ from qwen_vla_core.interfaces import ActionChunk, Observation
 from qwen_vla_core.model import flow
 from qwen_vla_core.model.action_decoder import ActionDecoder, Context
 from qwen_vla_core.model.backbone import Backbone, Encoded
+from qwen_vla_core.model.batching import KINDS, ActionRow, collate_rows
 from qwen_vla_core.model.config import ModelConfig
-from qwen_vla_core.model.processor import IGNORED_LABEL, Processor, Sample
+from qwen_vla_core.model.processor import IGNORED_LABEL, Processor
 
 Batch = Mapping[str, torch.Tensor]
-STATE_BINS = 256
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,8 @@ class QwenVLA(nn.Module):
         """
         robot = self.embodiment(embodiment)
         stats = self.embodiment_stats(robot.name)
-        states = [stats.state.normalize(self._checked_state(observation, robot)) for observation in observations]
-        samples = []
+        targets = None if actions_bhc is None else stats.action.normalize(actions_bhc)
+        rows = []
         for index, observation in enumerate(observations):
             for view in robot.views:
                 if view not in observation.images:
@@ -155,23 +154,19 @@ class QwenVLA(nn.Module):
                         f"view {view!r} of embodiment {robot.name} is missing from the observation; "
                         "a missing camera is a fault, it is never replaced by a black picture"
                     )
-            prompt = build_prompt(robot, observation.instruction)
-            if self.config.state_mode == "prompt":
-                bins = np.clip((states[index] + 1.0) * 0.5 * STATE_BINS, 0, STATE_BINS - 1).astype(int)
-                prompt = f"{prompt} State: {' '.join(map(str, bins))}."
-            images = {view: observation.images[view] for view in robot.views}
-            samples.append(Sample(images, prompt, tuple(turns[index]) if turns is not None else ()))
-        batch = self.processor.collate(samples)
-        if turns is None:
-            del batch["labels"]
-        decoder = self.config.decoder
-        batch["channel_mask"] = (torch.arange(decoder.channels) < len(robot.channels)).expand(len(samples), -1)
-        if self.config.state_mode == "dit_token":
-            batch["state"] = _pad(np.stack(states), decoder.state_channels)
-        if actions_bhc is not None:
-            batch["actions"] = _pad(stats.action.normalize(actions_bhc), decoder.channels)
-            if step_mask_bh is not None and not np.all(step_mask_bh):
-                batch["step_mask"] = torch.as_tensor(np.asarray(step_mask_bh, dtype=bool))
+            rows.append(
+                ActionRow(
+                    images={view: observation.images[view] for view in robot.views},
+                    prompt=build_prompt(robot, observation.instruction),
+                    state=stats.state.normalize(self._checked_state(observation, robot)),
+                    channels=len(robot.channels),
+                    actions_hc=None if targets is None else targets[index],
+                    step_mask_h=None if step_mask_bh is None else step_mask_bh[index],
+                    turns=() if turns is None else tuple(turns[index]),
+                    kind="navigation" if robot.control.convention == "waypoint" else "action",
+                )
+            )
+        batch = collate_rows(self.processor, self.config, rows)
         return {key: value.to(self.device) for key, value in batch.items()}
 
     @staticmethod
@@ -185,6 +180,43 @@ class QwenVLA(nn.Module):
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
+    def forward(
+        self,
+        batch: Batch,
+        repeat: int = 1,
+        noise: torch.Tensor | None = None,
+        tau: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        hidden: Encoded | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Sums of the losses of one batch, from one backbone pass; see ``loss_counts`` for what to divide them by.
+
+        Sums, because a batch may be spread over ranks and micro-batches: only their counts together make a mean.
+
+        Args:
+            batch: from ``collate_rows``, on the model's device.
+            repeat: noise draws per observation; draws 2, 3, … are nearly free [X].
+            noise: (B·repeat, H, K); default: drawn with ``generator``.
+            tau: (B·repeat, H) or (B·repeat, 1) flow times; default: one per draw, from the configured sampler.
+            generator: makes the default draws reproducible.
+            hidden: the backbone's reading of this batch, where it is known already (T2A, frozen backbone).
+
+        Returns:
+            ``action`` and ``navigation``: sum over samples of their masked squared error [P]; ``text``: sum over answer
+            tokens of the cross-entropy. Only those the batch has.
+        """
+        encoded = self._encode(batch) if hidden is None else hidden
+        sums: dict[str, torch.Tensor] = {}
+        if "actions" in batch:
+            error = self._action_errors(batch, encoded, repeat, noise, tau, generator)
+            for number, kind in enumerate(KINDS):
+                of_kind = (batch["kind"] == number).to(error)
+                if bool(of_kind.any()):
+                    sums[kind] = (error * of_kind).sum()
+        if "labels" in batch:
+            sums["text"] = self._answer_sum(encoded.hidden, batch["labels"])
+        return sums
+
     def loss(
         self,
         batch: Batch,
@@ -193,31 +225,26 @@ class QwenVLA(nn.Module):
         tau: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Losses of one batch, from one backbone pass.
-
-        Args:
-            batch: from ``collate`` or ``processor.collate``. With ``actions`` there is an ``action`` loss, with
-                ``labels`` a ``text`` loss (next token, answers only), with both, both.
-            repeat: noise draws per observation; draws 2, 3, … are nearly free.
-            noise: (B·repeat, H, K); default: drawn with ``generator``.
-            tau: (B·repeat, H) or (B·repeat, 1) flow times; default: one per draw, from the configured sampler.
-            generator: makes the default draws reproducible.
-        """
-        encoded = self._encode(batch)
-        losses = {}
-        if "actions" in batch:
-            losses["action"] = self._action_loss(batch, encoded, repeat, noise, tau, generator)
-        if "labels" in batch:
-            losses["text"] = self._answer_loss(encoded.hidden, batch["labels"])
-        if not losses:
+        """Mean losses of one batch; arguments as ``forward``. ``action`` holds all robots' actions, also waypoints."""
+        sums = self(batch, repeat, noise, tau, generator)
+        if not sums:
             raise ValueError("the batch has neither actions nor labels")
+        counts = loss_counts(batch)
+        losses = {}
+        acting = [kind for kind in KINDS if kind in sums]
+        if acting:
+            losses["action"] = torch.stack([sums[kind] for kind in acting]).sum() / max(
+                sum(counts[kind] for kind in acting), 1
+            )
+        if "text" in sums:
+            losses["text"] = sums["text"] / max(counts["text"], 1)
         return losses
 
     def text_loss(self, batch: Batch) -> torch.Tensor:
         """Next-token loss on the answers of a VQA-type batch."""
-        return self._answer_loss(self._encode(batch).hidden, batch["labels"])
+        return self.loss({key: value for key, value in batch.items() if key != "actions"})["text"]
 
-    def _action_loss(
+    def _action_errors(
         self,
         batch: Batch,
         encoded: Encoded,
@@ -226,6 +253,7 @@ class QwenVLA(nn.Module):
         tau: torch.Tensor | None,
         generator: torch.Generator | None,
     ) -> torch.Tensor:
+        """(B,) squared error of each action row, averaged over its noise draws."""
         context = self.decoder.encode_context(self._context(batch, encoded)).repeat(repeat)
         data = batch["actions"].repeat_interleave(repeat, 0)
         channel_mask = batch["channel_mask"].repeat_interleave(repeat, 0)
@@ -238,15 +266,17 @@ class QwenVLA(nn.Module):
             tau = flow.sample_tau(data.shape[0], self.config.flow, generator, data.device)[:, None]
         predicted = self.decoder.denoise_step(context, flow.interpolate(data, noise, tau), tau, channel_mask, step_mask)
         counted = torch.ones(data.shape[:2], dtype=torch.bool, device=data.device) if step_mask is None else step_mask
-        return flow.masked_mse(predicted, flow.velocity_target(data, noise), channel_mask, counted)
+        errors = flow.sample_mse(predicted, flow.velocity_target(data, noise), channel_mask, counted)
+        return errors.view(-1, repeat).mean(1)
 
-    def _answer_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _answer_sum(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         targets = labels[:, 1:]
         asked = targets != IGNORED_LABEL
         if not bool(asked.any()):
             return hidden.sum() * 0.0
         # Only the answers' positions go through the head: vocabularies are large.
-        return functional.cross_entropy(self.backbone.logits(hidden[:, :-1][asked]).float(), targets[asked])
+        logits = self.backbone.logits(hidden[:, :-1][asked]).float()
+        return functional.cross_entropy(logits, targets[asked], reduction="sum")
 
     # ---- inference --------------------------------------------------------------------------------------------------
 
@@ -262,8 +292,14 @@ class QwenVLA(nn.Module):
     def _context(self, batch: Batch, encoded: Encoded) -> Context:
         """The decoder's context: everything before the first answer."""
         hidden, positions, mask = encoded.hidden, encoded.positions, encoded.mask
-        if "context_mask" in batch:
-            mask = batch["context_mask"]
+        shown = batch.get("context_mask")
+        if "action_rows" in batch:
+            rows = batch["action_rows"]
+            hidden, positions = hidden[rows], positions[:, rows]
+            mask = None if mask is None else mask[rows]
+            shown = None if shown is None else shown[rows]
+        if shown is not None:
+            mask = shown
             length = int(mask.sum(1).max())
             hidden, positions, mask = hidden[:, :length], positions[:, :, :length], mask[:, :length]
             mask = None if bool(mask.all()) else mask
@@ -369,6 +405,18 @@ class QwenVLA(nn.Module):
         return str(self.processor.tokenizer.decode(ids[0], skip_special_tokens=True)).strip()
 
 
+def loss_counts(batch: Batch) -> dict[str, int]:
+    """What the sums of ``QwenVLA.forward`` are to be divided by: samples with a real step, and answer tokens."""
+    counts = {"action": 0, "navigation": 0, "text": 0}
+    if "actions" in batch:
+        real = batch["step_mask"].any(1) if "step_mask" in batch else torch.ones_like(batch["kind"], dtype=torch.bool)
+        for number, kind in enumerate(KINDS):
+            counts[kind] = int((real & (batch["kind"] == number)).sum())
+    if "labels" in batch:
+        counts["text"] = int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
+    return counts
+
+
 def parameter_counts(backbone: Backbone, decoder: ActionDecoder) -> dict[str, int]:
     """Parameters per part, in the paper's division; works on the meta device."""
     return {
@@ -389,9 +437,3 @@ def parameter_counts(backbone: Backbone, decoder: ActionDecoder) -> dict[str, in
 def count(module: nn.Module | None) -> int:
     """Parameters of a module, shared ones once."""
     return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
-
-
-def _pad(values: np.ndarray, size: int) -> torch.Tensor:
-    """Last axis zero-padded to ``size``, float32."""
-    tensor: Any = torch.as_tensor(np.asarray(values), dtype=torch.float32)
-    return functional.pad(tensor, (0, size - tensor.shape[-1]))

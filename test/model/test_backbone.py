@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.model.attention import use_float32_attention
+from qwen_vla_core.model.attention import IMAGE_ATTENTION, use_float32_attention
 from qwen_vla_core.model.backbone import Backbone
-from qwen_vla_core.model.presets import tiny_backbone
+from qwen_vla_core.model.presets import build_tiny, tiny_backbone
+from qwen_vla_core.model.processor import Sample
 
 IDS = {"<|image_pad|>": 5, "<|video_pad|>": 6, "<|vision_start|>": 7, "<|vision_end|>": 8}
 GRID = torch.tensor([[1, 6, 8]])  # 3 × 4 tokens
@@ -132,3 +135,22 @@ def test_an_unsupported_or_absent_backbone_is_one_user_error(tmp_path) -> None: 
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="backbone"):
         Backbone.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("sizes", [((96, 128),) * 3, ((96, 128), (64, 64), (128, 96))], ids=["one size", "three sizes"])
+@pytest.mark.parametrize("model_type", ["qwen3_5", "qwen3_vl", "qwen2_5_vl"])
+def test_pictures_attended_to_together_are_read_as_one_by_one(
+    aloha: Embodiment, model_type: str, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    policy = build_tiny([aloha], model_type=model_type).eval()
+    rng = np.random.default_rng(0)
+    images = {
+        view: rng.integers(0, 255, (*size, 3), dtype=np.uint8) for view, size in zip(aloha.views, sizes, strict=True)
+    }
+    batch = policy.processor.collate([Sample(images, "hello")] * 2)
+    config = policy.backbone.visual.config
+    assert config._attn_implementation == IMAGE_ATTENTION
+    with torch.no_grad():
+        together = policy._encode(batch).hidden
+        config._attn_implementation = "sdpa"
+        torch.testing.assert_close(together, policy._encode(batch).hidden, rtol=1e-5, atol=1e-5)
