@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qwen_vla_core.embodiment.prompt import sentence
 from qwen_vla_core.embodiment.spec import Embodiment, PromptSpec
 from qwen_vla_core.errors import UserError
 
@@ -94,6 +95,10 @@ class DataContract:
     def action_channels(self) -> tuple[str, ...]:
         """The c names of the action vector's channels."""
         return tuple(channel for group in self.action for channel in group.channels)
+
+    def prompt_for(self, instruction: str) -> str:
+        """The published sentence with this instruction, as ``build_prompt`` gives it for a robot [P]."""
+        return sentence(self.prompt, self.frequency_hz, self.horizon, self.convention, instruction)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; undone by ``from_json``."""

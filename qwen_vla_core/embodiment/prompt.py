@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen_vla_core.embodiment.spec import Embodiment
+from qwen_vla_core.embodiment.spec import Embodiment, PromptSpec
 
 PLAIN = "Picture"  # begins the name of a picture of no camera; with a blank after it, no view can be called so
 
@@ -24,22 +24,27 @@ def build_prompt(embodiment: Embodiment, instruction: str) -> str:
     Raises:
         ValueError: the instruction is empty.
     """
+    control = embodiment.control
+    return sentence(embodiment.prompt, control.frequency_hz, control.horizon, control.convention, instruction)
+
+
+def sentence(prompt: PromptSpec, frequency_hz: float, horizon: int, convention: str, instruction: str) -> str:
+    """``build_prompt`` from its fields, for data that carries them without a whole embodiment."""
     task = " ".join(instruction.split()).rstrip(".").rstrip()
     if not task:
         raise ValueError("the instruction is empty")
-    prompt, control = embodiment.prompt, embodiment.control
     if prompt.arms == "no arm":
         parts = [part for part, present in (("waist", prompt.waist), ("mobile base", prompt.mobile_base)) if present]
         body = " and ".join(parts) or "no arm"
     else:
         body = prompt.arms + (", waist" if prompt.waist else "") + (", and mobile base" if prompt.mobile_base else "")
     what = "control actions"
-    if control.convention == "waypoint":
+    if convention == "waypoint":
         what = "waypoints (forward, left and heading change from the current pose)"
     return (
         f"The robot is {prompt.robot_tag} with {body}. "
-        f"The control frequency is {control.frequency_hz:g} Hz. "
-        f"Please predict the next {control.horizon} {what} to execute the following task: {task}."
+        f"The control frequency is {frequency_hz:g} Hz. "
+        f"Please predict the next {horizon} {what} to execute the following task: {task}."
     )
 
 
