@@ -1,0 +1,1 @@
+"""One module per ``qwen-vla train`` job: ``add_arguments(parser)`` and ``run(args)``; heavy imports inside ``run``."""
