@@ -23,15 +23,45 @@ import numpy as np
 
 from qwen_vla_core.data.contract import TEXT_FAMILIES
 from qwen_vla_core.data.dataset import ActionDataset
-from qwen_vla_core.data.mixture_recipe import DatasetSpec, MixtureRecipe
+from qwen_vla_core.data.mixture_recipe import Ask, DatasetSpec, FamilySpec, MixtureRecipe
 from qwen_vla_core.data.samples import TextDataset
-from qwen_vla_core.data.sampling import FamilySampler, Quota, Runs, conversation_runs, episode_runs, step_runs
+from qwen_vla_core.data.sampling import (
+    FamilySampler,
+    Quota,
+    Runs,
+    conversation_runs,
+    episode_runs,
+    frame_runs,
+    step_runs,
+)
+from qwen_vla_core.data.scene_questions import SceneQuestions, check_scenes, check_views
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.errors import UserError
 
-WHOLE_SEQUENCE_FAMILIES = frozenset({"t2a"})  # one sample is one episode, and has no pictures [P]
 Dataset = ActionDataset | TextDataset
 OpenSource = Callable[[Path, str, str | None], Dataset]  # path, family, embodiment → dataset; importable by name
+
+
+@dataclass(frozen=True)
+class SampleForm:
+    """What one sample of a source is.
+
+    Attributes:
+        ask: what is asked about frames of demonstrations; None where the data are conversations or actions themselves.
+        whole: one sample is one episode, and has no pictures [P: stage I].
+        hold_at_end: steps beyond an episode's end mean staying where it ended.
+        intention: what the instruction means in the picture is said after the prompt.
+    """
+
+    ask: Ask | None = None
+    whole: bool = False
+    hold_at_end: bool = False
+    intention: bool = False
+
+    @classmethod
+    def of(cls, family: FamilySpec, spec: DatasetSpec) -> SampleForm:
+        """As a recipe says."""
+        return cls(spec.ask, family.whole_episodes, spec.hold_at_end, spec.intention)
 
 
 class Draw(NamedTuple):
@@ -60,6 +90,7 @@ class Source:
         requested: the recipe's ``embodiment``.
         embodiment: name of the robot; the same for all sources with the same contract, empty for conversations.
         weight: of each of its samples.
+        form: of its samples.
         dataset: the data.
     """
 
@@ -68,6 +99,7 @@ class Source:
     requested: str | None
     embodiment: str
     weight: float
+    form: SampleForm
     dataset: Dataset
 
     @property
@@ -93,6 +125,17 @@ def open_source(path: Path, family: str, embodiment: str | None) -> Dataset:
     return open_dataset(path, embodiment=embodiment)
 
 
+def open_form(path: Path, family: str, embodiment: str | None, form: SampleForm, open_with: OpenSource) -> Dataset:
+    """Opens the dataset at ``path`` as what it is to be used for; arguments as in ``open_source``.
+
+    Raises:
+        UserError: it is missing or damaged, or lacks the scenes or pictures that are needed.
+    """
+    if form.ask is None:
+        return open_with(path, family, embodiment)
+    return SceneQuestions(cast(ActionDataset, open_with(path, "synthetic", embodiment)), form.ask, family)
+
+
 class Mixture:
     """An opened recipe; ``draws(step)`` says what a minibatch consists of."""
 
@@ -108,7 +151,7 @@ class Mixture:
         for i, family in enumerate(recipe.families):
             per_family.append([])
             for j, spec in enumerate(family.datasets):
-                source, runs = _open(recipe, family.name, spec, f"families[{i}].datasets[{j}]", open_with)
+                source, runs = _open(recipe, family, spec, f"families[{i}].datasets[{j}]", open_with)
                 per_family[-1].append((len(opened), runs))
                 opened.append(source)
         self.sources = _with_embodiments(opened)
@@ -131,10 +174,11 @@ class Mixture:
         rng = np.random.default_rng([self.recipe.seed, step])
         uniform = rng.random((self.recipe.batch_size, 2))
         seeds = rng.integers(2**63, size=self.recipe.batch_size)
+        early = rng.random((self.recipe.batch_size, 2))
         result: list[tuple[Draw, int, int]] = []
         for number, (sampler, count) in enumerate(zip(self.samplers, self._quota.counts(step), strict=True)):
             part = slice(len(result), len(result) + count)
-            columns = (*sampler.draw(uniform[part]), seeds[part])
+            columns = (*sampler.draw(uniform[part], early[part]), seeds[part])
             result += [
                 (Draw(int(source), int(episode), int(t), int(seed)), number, int(cell))
                 for source, episode, t, cell, seed in zip(*columns, strict=True)
@@ -158,15 +202,17 @@ class Mixture:
 
 
 def _open(
-    recipe: MixtureRecipe, family: str, spec: DatasetSpec, key: str, open_with: OpenSource
+    recipe: MixtureRecipe, family: FamilySpec, spec: DatasetSpec, key: str, open_with: OpenSource
 ) -> tuple[Source, Runs]:
     """One source and its samples."""
     path, where = recipe.folder(spec), recipe.where(f"{key}.path")
     if not path.exists():
         raise UserError(f"{where}: there is no dataset at {path}; correct the path or `root`, or leave the source out")
     try:
-        source = Source(path, family, spec.embodiment, "", spec.weight, open_with(path, family, spec.embodiment))
-        runs = _runs(source)
+        form = SampleForm.of(family, spec)
+        dataset = open_form(path, family.name, spec.embodiment, form, open_with)
+        source = Source(path, family.name, spec.embodiment, "", spec.weight, form, dataset)
+        runs = dataclasses.replace(_runs(source), start_share=spec.early)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     if not runs.length.sum():
@@ -176,17 +222,16 @@ def _open(
 
 def _runs(source: Source) -> Runs:
     conversations = source.conversations
+    if isinstance(conversations, SceneQuestions):
+        return frame_runs(conversations.demonstrations.lengths)
     if conversations is not None:
         return conversation_runs(len(conversations))
     data = source.actions
-    if source.family in WHOLE_SEQUENCE_FAMILIES:
+    if source.form.whole:
         return episode_runs(data)
-    missing = [view for view in data.contract.views if view not in data.views]
-    if missing:
-        raise UserError(
-            f"{source.path} has no pictures of view '{missing[0]}', which its contract names; record it, or give the "
-            "dataset a contract without it"
-        )
+    if source.form.intention:
+        check_scenes(data)
+    check_views(data, str(source.path))
     return step_runs(data)
 
 

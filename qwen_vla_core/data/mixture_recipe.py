@@ -16,6 +16,9 @@ from qwen_vla_core.embodiment.spec import doc
 from qwen_vla_core.embodiment.yamlpos import compose, read_text
 
 Level = Literal["dataset", "embodiment", "task"]
+Ask = Literal["where", "requests", "all"]
+START_STEPS = 6  # what counts as the beginning of an episode or of an instruction
+START_SHARE = 0.3  # of ``ask: requests``: at the beginning only the words tell what to do [O]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,36 @@ class DatasetSpec:
         default=None,
         metadata=doc("Shipped name or YAML of the robot; default: the contract that the dataset carries."),
     )
+    ask: Ask | None = field(
+        default=None,
+        metadata=doc(
+            "In a family of conversations: `path` holds simulated demonstrations, and their frames are talked about: "
+            "where (things are, in the reference view), requests (what possible instructions mean), all (questions)."
+        ),
+    )
+    intention: bool = field(
+        default=False,
+        metadata=doc("Of simulated demonstrations: what the instruction means in the picture follows the prompt."),
+    )
+    hold_at_end: bool = field(
+        default=False,
+        metadata=doc("Episodes end at rest, where the robot shall stay: steps beyond the end are learned as such."),
+    )
+    start_share: float | None = field(
+        default=None,
+        metadata=doc(
+            f"Share of the draws from the first {START_STEPS} steps of episodes and instructions; default: "
+            f"{START_SHARE} for `ask: requests`, else 0.",
+            minimum=0.0,
+            maximum=1.0,
+        ),
+    )
+
+    @property
+    def early(self) -> float:
+        """``start_share`` or its default."""
+        default = START_SHARE if self.ask == "requests" else 0.0
+        return default if self.start_share is None else self.start_share
 
 
 @dataclass(frozen=True)
@@ -52,6 +85,15 @@ class FamilySpec:
             minimum=1.0,
         ),
     )
+    whole: bool | None = field(
+        default=None,
+        metadata=doc("One sample is a whole episode without pictures, as in stage I [P]; default: true for t2a only."),
+    )
+
+    @property
+    def whole_episodes(self) -> bool:
+        """``whole`` or its default."""
+        return self.name == "t2a" if self.whole is None else self.whole
 
 
 @dataclass(frozen=True)
@@ -118,6 +160,34 @@ def parse_mixture(node: yaml.Node, source: str) -> MixtureRecipe:
     )
 
 
+def _check_dataset(family: FamilySpec, spec: DatasetSpec, key: str, parser: NodeParser) -> None:
+    """Keys that mean nothing where they stand."""
+    if family.name in TEXT_FAMILIES:
+        if spec.embodiment is not None and spec.ask is None:
+            parser.fail(f"{key}.embodiment", "conversations have no embodiment", "remove the key")
+        if spec.start_share is not None and spec.ask is None:
+            parser.fail(f"{key}.start_share", "conversations belong to no episode", "remove the key, or add 'ask: …'")
+        for name, given in (("intention", spec.intention), ("hold_at_end", spec.hold_at_end)):
+            if given:
+                parser.fail(f"{key}.{name}", "conversations have no actions", "remove the key")
+        return
+    if spec.ask is not None:
+        family_of_texts = " or ".join(sorted(TEXT_FAMILIES))
+        parser.fail(
+            f"{key}.ask", f"family '{family.name}' holds actions, not conversations", f"move it to {family_of_texts}"
+        )
+    for name, useless in (
+        ("intention", spec.intention),
+        ("hold_at_end", spec.hold_at_end),
+        ("start_share", spec.start_share is not None),
+    ):
+        if useless and family.whole_episodes:
+            parser.fail(
+                f"{key}.{name}", f"samples of family '{family.name}' are whole episodes without pictures",
+                "remove the key, or add 'whole: false' to the family",
+            )  # fmt: skip
+
+
 def _check(recipe: MixtureRecipe, parser: NodeParser) -> None:
     if not recipe.families:
         parser.fail("families", "no families", "name at least one, with its datasets")
@@ -139,10 +209,10 @@ def _check(recipe: MixtureRecipe, parser: NodeParser) -> None:
             parser.fail(f"{key}.weight", f"'{family.name}' has no published share", "add 'weight: …' in percent")
         if len(set(family.balance)) < len(family.balance):
             parser.fail(f"{key}.balance", "names a level twice", "name each level once")
-        if family.name in TEXT_FAMILIES:
-            for j, dataset in enumerate(family.datasets):
-                if dataset.embodiment is not None:
-                    parser.fail(f"{key}.datasets[{j}].embodiment", "conversations have no embodiment", "remove the key")
+        if family.name in TEXT_FAMILIES and family.whole is not None:
+            parser.fail(f"{key}.whole", "conversations are no episodes", "remove the key")
+        for j, dataset in enumerate(family.datasets):
+            _check_dataset(family, dataset, f"{key}.datasets[{j}]", parser)
     for i, name in enumerate(recipe.absent):
         if name not in FAMILIES:
             parser.fail(f"absent[{i}]", f"'{name}' is no family", did_you_mean(name, FAMILIES))

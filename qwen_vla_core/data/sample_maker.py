@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,18 @@ from typing import cast
 import numpy as np
 
 from qwen_vla_core.actions.conventions import RelativePart, relative_parts, to_relative
+from qwen_vla_core.actions.rest import rest
 from qwen_vla_core.data.contract import TEXT_FAMILIES
 from qwen_vla_core.data.dataset import ActionDataset, EpisodeRows
 from qwen_vla_core.data.frame_cache import ByteCache, FrameCache, Size, jitter
-from qwen_vla_core.data.mixture import WHOLE_SEQUENCE_FAMILIES, Dataset, Draw, OpenSource, Source
+from qwen_vla_core.data.mixture import Dataset, Draw, OpenSource, SampleForm, Source, open_form
 from qwen_vla_core.data.samples import ActionSample, Sample, TextDataset, TextSample
+from qwen_vla_core.data.scene_questions import SceneQuestions
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.sim.demonstration import SCENE
+from qwen_vla_core.sim.scenes import read_scene
+
+_MEANING = "meaning"  # of the instruction, per step: in place of the scenes it was read from
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,12 @@ class SourceReference:
     family: str
     requested: str | None
     embodiment: str
+    form: SampleForm = dataclasses.field(default_factory=SampleForm)
 
     @classmethod
     def of(cls, source: Source) -> SourceReference:
         """Everything of a source but its open files."""
-        return cls(source.path, source.family, source.requested, source.embodiment)
+        return cls(source.path, source.family, source.requested, source.embodiment, source.form)
 
 
 class SampleMaker:
@@ -101,18 +109,28 @@ class SampleMaker:
     def _dataset(self, number: int) -> Dataset:
         if number not in self._opened:
             source = self.sources[number]
-            self._opened[number] = self._open_with(source.path, source.family, source.requested)
+            self._opened[number] = open_form(source.path, source.family, source.requested, source.form, self._open_with)
         return self._opened[number]
 
     def _conversation(self, draw: Draw, dataset: TextDataset) -> TextSample:
         source = self.sources[draw.source]
-        return dataclasses.replace(dataset.sample(draw.t), family=source.family)
+        if not isinstance(dataset, SceneQuestions):
+            return dataclasses.replace(dataset.sample(draw.t), family=source.family)
+        asked = dataset.asked(draw.t)
+        # As the policy sees them: as many frames, as large, as much jitter; a request is then its very prompt.
+        data = dataset.demonstrations
+        images = self._images(draw.source, data, asked.episode, asked.t, asked.views, draw.seed)
+        return TextSample(images, asked.turns, source.family, dataset.name, draw.t)
 
     def _window(self, draw: Draw, dataset: ActionDataset) -> ActionSample:
         source, contract, t = self.sources[draw.source], dataset.contract, draw.t
-        rows = self._rows.through((draw.source, draw.episode), lambda: _bare(dataset.rows(draw.episode)), _row_bytes)
-        whole = source.family in WHOLE_SEQUENCE_FAMILIES
-        actions, mask = rows.chunk(t, len(rows) - t if whole else contract.horizon)
+        key, form = (draw.source, draw.episode), source.form
+        rows = self._rows.through(key, lambda: self._read(draw, dataset), _row_bytes)
+        horizon = len(rows) - t if form.whole else contract.horizon
+        actions, mask = rows.chunk(t, horizon, hold_at_end=form.hold_at_end)
+        if form.hold_at_end and t + horizon > len(rows):
+            columns, still = rest(contract.action)
+            actions[len(rows) - t :, columns] = still
         if not (np.isfinite(actions).all() and np.isfinite(rows.state[t]).all()):
             raise UserError(
                 f"{source.path}: episode {draw.episode}, step {t}: an action or a state is not finite; see "
@@ -125,7 +143,7 @@ class SampleMaker:
             except ValueError as error:
                 raise UserError(f"{source.path}: episode {draw.episode}, step {t}: {error}") from None
         return ActionSample(
-            images={} if whole else self._images(draw, dataset),
+            images={} if form.whole else self._images(draw.source, dataset, draw.episode, t, contract.views, draw.seed),
             state=rows.state[t],
             instruction=dataset.tasks[int(rows.task[t])],
             actions_hc=actions,
@@ -136,7 +154,25 @@ class SampleMaker:
             episode=draw.episode,
             t=t,
             seed=draw.seed,
+            turns=(("", rows.extra[_MEANING][t]),) if form.intention else (),
         )
+
+    def _read(self, draw: Draw, dataset: ActionDataset) -> EpisodeRows:
+        """An episode's numbers without its extra columns, which no sample shows and which may be larger than the rest.
+
+        Where meanings are wanted they take the scenes' place: a fortieth of their size.
+        """
+        rows = dataset.rows(draw.episode)
+        extra: dict[str, list[str]] = {}
+        source = self.sources[draw.source]
+        if source.form.intention:
+            meanings = extra.setdefault(_MEANING, [])
+            for t, stored in enumerate(rows.extra[SCENE]):
+                try:
+                    meanings.append(read_scene(stored).intention())
+                except UserError as error:
+                    raise UserError(f"{source.path}: episode {draw.episode}, step {t}: {error}") from None
+        return dataclasses.replace(rows, extra=extra)
 
     def _relative_parts(self, number: int, dataset: ActionDataset) -> tuple[RelativePart, ...]:
         if number not in self._parts:
@@ -147,25 +183,20 @@ class SampleMaker:
                 raise UserError(f"{self.sources[number].path}: {error}") from None
         return self._parts[number]
 
-    def _images(self, draw: Draw, dataset: ActionDataset) -> dict[str, np.ndarray]:
+    def _images(
+        self, source: int, dataset: ActionDataset, episode: int, t: int, views: Sequence[str], seed: int
+    ) -> dict[str, np.ndarray]:
         options = self.options
         # Before the first frame there is only the first frame, as for a robot that has just been started.
-        steps = [max(0, draw.t - back * options.frame_stride) for back in reversed(range(options.frames))]
-        images = {
-            view: self._frames.frames(draw.source, dataset, draw.episode, view, steps)
-            for view in dataset.contract.views
-        }
+        steps = [max(0, t - back * options.frame_stride) for back in reversed(range(options.frames))]
+        images = {view: self._frames.frames(source, dataset, episode, view, steps) for view in views}
         if options.jitter:
-            rng = np.random.default_rng(draw.seed)
+            rng = np.random.default_rng(seed)
             images = {view: jitter(frames, rng, options.jitter) for view, frames in images.items()}
         return images
 
 
-def _bare(rows: EpisodeRows) -> EpisodeRows:
-    """Without the extra columns, which no sample shows and which may be larger than all the rest."""
-    return dataclasses.replace(rows, extra={})
-
-
 def _row_bytes(rows: EpisodeRows) -> int:
     """What an episode's numbers take in memory."""
-    return sum(a.nbytes for a in (rows.state, rows.action, rows.timestamp, rows.task, rows.perturbed))
+    numbers = sum(a.nbytes for a in (rows.state, rows.action, rows.timestamp, rows.task, rows.perturbed))
+    return numbers + sum(map(sys.getsizeof, rows.extra.get(_MEANING, ())))

@@ -35,6 +35,8 @@ class ActionSample:
         episode: its number in the dataset.
         t: the current frame's number in the episode.
         seed: of everything random about this sample (jitter here, noise later): the same wherever it is drawn.
+        turns: (question, answer) pairs after the prompt; an empty question is none: what the instruction means in this
+            picture, which the policy itself says first.
     """
 
     images: Mapping[str, np.ndarray]
@@ -48,6 +50,7 @@ class ActionSample:
     episode: int
     t: int
     seed: int
+    turns: Turns = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class RobotInputs:
         observations: B observations.
         actions_bhc: (B, H, c) float32; H is the longest of them.
         step_mask_bh: (B, H) bool, False on what a shorter one lacks.
+        turns: of each observation; () where nothing is said.
     """
 
     embodiment: str
@@ -127,6 +131,7 @@ class RobotInputs:
     observations: tuple[Observation, ...]
     actions_bhc: np.ndarray
     step_mask_bh: np.ndarray
+    turns: tuple[Turns, ...]
 
 
 @dataclass(frozen=True)
@@ -174,18 +179,20 @@ def _robot_inputs(name: str, members: Sequence[tuple[int, ActionSample]]) -> Rob
         embodiment=name,
         rows=tuple(row for row, _ in members),
         observations=tuple(
-            Observation(_pictures(sample.images), sample.state.astype(np.float64), sample.instruction)
+            Observation(plain_pictures(sample.images), sample.state.astype(np.float64), sample.instruction)
             for _, sample in members
         ),
         actions_bhc=actions,
         step_mask_bh=mask,
+        turns=tuple(sample.turns for _, sample in members),
     )
 
 
 def _conversation(sample: TextSample) -> tuple[Mapping[str, np.ndarray], str, Turns]:
     (question, answer), *rest = sample.turns
-    return _pictures(sample.images), question, (("", answer), *rest)
+    return plain_pictures(sample.images), question, (("", answer), *rest)
 
 
-def _pictures(images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def plain_pictures(images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A single frame per view becomes a plain picture (height, width, 3), as at run time."""
     return {view: frames[0] if len(frames) == 1 else frames for view, frames in images.items()}

@@ -5,6 +5,7 @@ Nothing here knows files; ``mixture.py`` does.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,7 +15,7 @@ from math import lcm
 import numpy as np
 
 from qwen_vla_core.data.dataset import ActionDataset
-from qwen_vla_core.data.mixture_recipe import Level
+from qwen_vla_core.data.mixture_recipe import START_STEPS, Level
 
 _MOST_TASKS = 20_000  # of one source; with more (T2A has one per episode) they are told apart only to balance them
 
@@ -76,6 +77,7 @@ class Runs:
         length: (n,) int64 samples.
         task: (n,) int64 index into ``tasks``.
         tasks: instructions.
+        start_share: share of the draws that is moved to the first ``START_STEPS`` of the stretch they fell into.
     """
 
     episode: np.ndarray
@@ -83,6 +85,7 @@ class Runs:
     length: np.ndarray
     task: np.ndarray
     tasks: Sequence[str]
+    start_share: float = 0.0
 
 
 def step_runs(dataset: ActionDataset) -> Runs:
@@ -115,8 +118,14 @@ def episode_runs(dataset: ActionDataset) -> Runs:
 
 def conversation_runs(count: int) -> Runs:
     """Every conversation is a sample."""
-    one = np.zeros(1, np.int64)
-    return Runs(one - 1, one, one + count, one, ("",))
+    return frame_runs(np.array([count]))
+
+
+def frame_runs(lengths: np.ndarray) -> Runs:
+    """Conversations about frames, numbered through all episodes; ``lengths`` (episodes,) says how many are of each."""
+    length = np.asarray(lengths, dtype=np.int64)
+    zeros = np.zeros_like(length)
+    return Runs(zeros - 1, np.cumsum(length) - length, length, zeros, ("",))
 
 
 @dataclass(frozen=True)
@@ -182,6 +191,7 @@ class FamilySampler:
         run_source: (n,) int64.
         run_episode: (n,) int64.
         run_start: (n,) int64.
+        run_start_share: (n,) float64, see ``Runs``.
     """
 
     cells: Sequence[Cell]
@@ -191,6 +201,7 @@ class FamilySampler:
     run_source: np.ndarray
     run_episode: np.ndarray
     run_start: np.ndarray
+    run_start_share: np.ndarray
 
     @classmethod
     def build(
@@ -207,12 +218,14 @@ class FamilySampler:
         """
         cells: list[Cell] = []
         ordered: list[np.ndarray] = []  # per source: (4, runs) length, source, episode, start; by task
+        early: list[np.ndarray] = []
         for source, embodiment, weight, runs in sources:
             if "task" not in balance and len(runs.tasks) > _MOST_TASKS:
-                runs = Runs(runs.episode, runs.start, runs.length, np.zeros_like(runs.task), ("",))
+                runs = dataclasses.replace(runs, task=np.zeros_like(runs.task), tasks=("",))
             order = np.argsort(runs.task, kind="stable")
             number = np.full(len(order), source)
             ordered.append(np.stack([runs.length[order], number, runs.episode[order], runs.start[order]]))
+            early.append(np.full(len(order), runs.start_share))
             tasks, first = np.unique(runs.task[order], return_index=True)
             sizes = np.add.reduceat(runs.length[order], first)
             cells += [
@@ -228,13 +241,18 @@ class FamilySampler:
             run_source=run_source,
             run_episode=run_episode,
             run_start=run_start,
+            run_start_share=np.concatenate(early),
         )
 
-    def draw(self, uniform_n2: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def draw(
+        self, uniform_n2: np.ndarray, early_n2: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Samples for numbers in [0, 1).
 
         Args:
             uniform_n2: (n, 2): the first chooses a cell, the second a sample in it.
+            early_n2: (n, 2): the first says whether the sample is moved to the beginning of its run, the second to
+                which step there; None moves none.
 
         Returns:
             source, episode, step and cell, each (n,) int64.
@@ -245,7 +263,12 @@ class FamilySampler:
         size = self.cell_end[cell] - begin
         position = begin + np.minimum((uniform_n2[:, 1] * size).astype(np.int64), size - 1)
         run = np.searchsorted(self.run_end, position, side="right")
-        offset = position - np.where(run > 0, self.run_end[run - 1], 0)
+        before = np.where(run > 0, self.run_end[run - 1], 0)
+        offset = position - before
+        if early_n2 is not None:
+            most = np.minimum(START_STEPS, self.run_end[run] - before)
+            moved = np.minimum((early_n2[:, 1] * most).astype(np.int64), most - 1)
+            offset = np.where(early_n2[:, 0] < self.run_start_share[run], moved, offset)
         return self.run_source[run], self.run_episode[run], self.run_start[run] + offset, cell
 
     @cached_property

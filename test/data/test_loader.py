@@ -19,7 +19,7 @@ from qwen_vla_core.data import loader as loader_module
 from qwen_vla_core.data import shared
 from qwen_vla_core.data.lerobot import LeRobotWriter
 from qwen_vla_core.data.loader import MixtureLoader
-from qwen_vla_core.data.mixture import Draw, Mixture
+from qwen_vla_core.data.mixture import Draw, Mixture, SampleForm
 from qwen_vla_core.data.mixture_recipe import load_mixture
 from qwen_vla_core.data.sample_maker import SampleMaker, SampleOptions, SourceReference
 from qwen_vla_core.data.samples import ActionSample, Sample, SampleBatch, TextSample
@@ -88,10 +88,10 @@ def test_ranks_share_a_batch_without_overlap(tmp_path: Path) -> None:
 
 
 def make(
-    data: MemoryDataset, t: int, episode: int = 0, family: str = "manipulation", **options: object
+    data: MemoryDataset, t: int, episode: int = 0, form: SampleForm | None = None, **options: object
 ) -> ActionSample:
     maker = SampleMaker(
-        [SourceReference(Path("there"), family, None, "pair")],
+        [SourceReference(Path("there"), "manipulation", None, "pair", form or SampleForm())],
         open_memory,
         SampleOptions(**options),  # type: ignore[arg-type]
         opened={0: data},
@@ -145,7 +145,7 @@ def test_relative_conventions_are_relative_to_the_first_frame() -> None:
 
 def test_text_to_action_has_the_whole_sequence_and_no_pictures() -> None:
     data = healthy(1, steps=30)
-    sample = make(data, 0, family="t2a")
+    sample = make(data, 0, form=SampleForm(whole=True))
     assert sample.images == {} and sample.step_mask_h.all()
     np.testing.assert_array_equal(sample.actions_hc, data.episodes[0].action)
 
