@@ -136,6 +136,11 @@ class Block(nn.Module):
         x = x + self.ffn(functional.layer_norm(x, x.shape[-1:]))
         return x, key, value
 
+    def context_keys(self, x: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Only the keys and values of ``context_step``, where nothing reads its tokens."""
+        _, key, value = self.project(functional.layer_norm(x, x.shape[-1:]), rotary)
+        return key, value
+
     def forward(
         self,
         x: torch.Tensor,
@@ -258,8 +263,7 @@ class ActionDecoder(nn.Module):
         if index < len(self.blocks) - 1:
             return block.context_step(x, context.rotary, context.mask)
         # Nothing reads the last block's context tokens: only its keys and values are needed.
-        _, key, value = block.project(functional.layer_norm(x, x.shape[-1:]), context.rotary)
-        return x, key, value
+        return x, *block.context_keys(x, context.rotary)
 
     def denoise_step(
         self,

@@ -1,0 +1,250 @@
+"""A policy spread over ranks: DDP (every rank holds everything) or FSDP2 (every rank holds a slice), and its thrift.
+
+Order of the calls, each optional: freeze groups → ``compile_decoder`` → ``checkpoint_activations`` → ``parallelise`` →
+build the optimizer (FSDP2 replaces the parameters) → ``restore_state``.
+
+Gradients are **sums** over ranks, not means: a loss that every rank divides by counts over all ranks has then the
+gradient that one rank would have had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from qwen_vla_core.errors import UserError
+from qwen_vla_core.model.policy import QwenVLA
+from qwen_vla_core.training.distributed import Ranks
+
+Kind = Literal["ddp", "fsdp2"]
+Precision = Literal["bf16", "fp32"]
+# What action_decoder.py calls on a block from outside, besides forward.
+BLOCK_METHODS = ("context_step", "context_keys", "times")
+
+
+def autocast(ranks: Ranks, precision: Precision) -> torch.autocast:
+    """The context that forward passes run in: bfloat16 autocast, or nothing. Weights and moments stay float32 [X]."""
+    return torch.autocast(ranks.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+class EveryPart(nn.Module):
+    """The policy, with every part in use in every forward on every rank.
+
+    One rank's batch may hold pictures and actions, another's only text. DDP would wait for gradients that never come,
+    FSDP2 for a gathering of weights that the other rank never starts. So a batch without pictures looks at one black
+    picture of a single token, one without actions denoises one chunk without a valid step: both add exactly zero. That
+    costs less than ``find_unused_parameters``, which walks the graph of every step, and it helps FSDP2 too.
+    """
+
+    def __init__(self, policy: QwenVLA, vision: bool, decoder: bool, head: bool) -> None:
+        """
+        Args:
+            policy: what computes.
+            vision: whether batches without pictures look at one.
+            decoder: whether batches without actions denoise a chunk.
+            head: whether batches without answers use the language head.
+        """
+        super().__init__()
+        self.policy = policy
+        self.vision, self.decoder, self.head = vision, decoder, head
+        visual: Any = policy.backbone.visual
+        side = int(visual.spatial_merge_size)
+        values = visual.patch_embed.proj.weight[0].numel()
+        # Whether to do so in the next forward; see ``accumulating``. DDP needs it only when gradients travel.
+        self.complete = True
+        # Buffers would follow the module's device by themselves, but would also be part of its state.
+        self.picture = (torch.zeros(side * side, values), torch.tensor([[1, side, side]]))
+
+    def forward(self, batch: Mapping[str, torch.Tensor], **options: Any) -> dict[str, torch.Tensor]:
+        """``QwenVLA.forward``: the sums of the losses that the batch has."""
+        if not self.complete:
+            return dict(self.policy(batch, **options))
+        nothing: list[torch.Tensor] = []
+        # With ``hidden`` given no rank runs its backbone.
+        reads = options.get("hidden") is None
+        if self.vision and reads and batch.get("pixel_values") is None:
+            pixels, grid = (part.to(batch["input_ids"].device) for part in self.picture)
+            seen = tree_leaves(self.policy.backbone.visual(pixels, grid_thw=grid))
+            nothing += [part.sum() for part in seen if torch.is_tensor(part) and part.is_floating_point()]
+        idle = self.decoder and "actions" not in batch
+        if idle:
+            still = torch.zeros(1, 1, self.policy.config.decoder.channels, device=batch["input_ids"].device)
+            options = {"noise": still, "tau": still[..., 0], "hidden": options.get("hidden")}
+            batch = self._with_idle_chunk(batch, still)
+        sums = self.policy(batch, **options)
+        if idle:
+            nothing += [sums.pop(key) for key in ("action", "navigation") if key in sums]
+        if self.head and reads and not self._has_answers(batch):
+            width = self.policy.backbone.hidden_size
+            nothing.append(self.policy.backbone.logits(torch.zeros(1, width, device=batch["input_ids"].device)).sum())
+        if nothing:
+            zero = torch.stack([part.float() for part in nothing]).sum() * 0.0
+            key = next(iter(sums), "text")
+            sums[key] = sums[key] + zero if sums else zero
+        return sums
+
+    def _with_idle_chunk(self, batch: Mapping[str, torch.Tensor], still: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The first row acts, for one step that is not valid."""
+        idle = {
+            "action_rows": torch.zeros(1, dtype=torch.long, device=still.device),
+            "actions": still,
+            "channel_mask": torch.ones_like(still[:, 0], dtype=torch.bool),
+            "step_mask": torch.zeros_like(still[..., 0], dtype=torch.bool),
+            "kind": torch.zeros(1, dtype=torch.long, device=still.device),
+        }
+        if self.policy.config.state_mode == "dit_token":
+            idle["state"] = still.new_zeros(1, self.policy.config.decoder.state_channels)
+        return {**batch, **idle}
+
+    @staticmethod
+    def _has_answers(batch: Mapping[str, torch.Tensor]) -> bool:
+        return "labels" in batch and bool((batch["labels"][:, 1:] >= 0).any())
+
+
+def parallelise(policy: QwenVLA, kind: Kind, ranks: Ranks, precision: Precision = "bf16") -> nn.Module:
+    """The module to call forward on, on this rank's device; arguments and result are those of ``QwenVLA.forward``.
+
+    ``policy`` keeps its parameter names and is what to save, average and clip; under FSDP2 its parameters become
+    ``DTensor`` slices, so build the optimizer afterwards. Groups frozen before the call stay frozen. All ranks start
+    from rank 0's weights.
+
+    Args:
+        policy: built alike on every rank.
+        kind: ``ddp`` or ``fsdp2``; without torchrun there is one rank and both mean the plain policy.
+        ranks: from ``distributed.start``.
+        precision: under FSDP2 on CUDA, ``bf16`` also gathers weights in bfloat16; gradients are reduced in float32.
+    """
+    if kind not in ("ddp", "fsdp2"):
+        raise UserError(f"scale.parallel {kind!r}: use ddp or fsdp2")
+    policy.to(ranks.device)
+    sharded = kind == "fsdp2" and dist.is_initialized()
+    model = policy.backbone.model
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    parts = EveryPart(
+        policy,
+        vision=sharded or _trains(policy.backbone.visual),
+        decoder=sharded or _trains(policy.decoder),
+        head=head is not embedding and (sharded or head.requires_grad),
+    )
+    if not dist.is_initialized():
+        return parts
+    if kind == "ddp":
+        return _replicated(parts)
+    for tensor in (*policy.parameters(), *policy.buffers()):
+        dist.broadcast(tensor.data, 0)
+    return _sharded(parts, ranks, precision)
+
+
+@contextlib.contextmanager
+def accumulating(module: nn.Module, last: bool) -> Iterator[None]:
+    """Holds one micro-batch's forward and backward; ranks exchange gradients only for the last one of a step.
+
+    Under DDP ranks may do different numbers of micro-batches, at least one each; under FSDP2 weights are gathered in
+    every pass, so all ranks must do equally many.
+
+    Args:
+        module: from ``parallelise``.
+        last: whether the optimizer steps after this micro-batch.
+    """
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+    else:
+        parts = module.module if isinstance(module, DistributedDataParallel) else module
+        if isinstance(parts, EveryPart):
+            parts.complete = last
+    with module.no_sync() if isinstance(module, DistributedDataParallel) and not last else contextlib.nullcontext():
+        yield
+
+
+def checkpoint_activations(policy: QwenVLA) -> None:
+    """Keeps only the inputs of layers and computes the rest again in the backward pass: less memory, a third more time.
+
+    The backbone's text layers and vision blocks use transformers' own checkpointing (in training mode only), the
+    decoder's blocks torch's.
+    """
+    policy.backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for block in policy.decoder.blocks:
+        for name in ("forward", "context_step"):
+            setattr(block, name, _recomputed(getattr(block, name)))
+
+
+def compile_decoder(policy: QwenVLA) -> None:
+    """Compiles what the decoder's blocks do; the backbone has too many graph breaks to gain from it.
+
+    Raises:
+        UserError: nothing can be compiled here, usually for want of a C++ compiler.
+    """
+    device = policy.device
+    try:
+        torch.compile(lambda x: x * 2.0 + 1.0)(torch.ones(8, device=device))
+    except Exception as error:  # inductor wraps whatever the tool chain says in exceptions of its own
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"scale.compile: torch.compile does not work on {device.type} here ({reason}); "
+            "install a C++ compiler (g++) or set scale.compile to false"
+        ) from error
+    for block in policy.decoder.blocks:
+        for name in ("forward", *BLOCK_METHODS):
+            setattr(block, name, torch.compile(getattr(block, name)))
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _replicated(parts: EveryPart) -> nn.Module:
+    replicated = DistributedDataParallel(parts, gradient_as_bucket_view=True, broadcast_buffers=False)
+    replicated.register_comm_hook(None, _sum_gradients)
+    return replicated
+
+
+def _sum_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DDP's own reduction divides by the number of ranks; here losses are divided by global counts already."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+def _sharded(parts: EveryPart, ranks: Ranks, precision: Precision) -> nn.Module:
+    policy = parts.policy
+    half = torch.bfloat16 if precision == "bf16" and ranks.device.type == "cuda" else None
+    # Autocast decides what is computed in bfloat16; inputs are not cast, or targets and flow times would lose digits.
+    settings: dict[str, Any] = {
+        "mesh": init_device_mesh(ranks.device.type, (ranks.world,)),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False),
+    }
+    for layer in [module for module in policy.backbone.modules() if isinstance(module, GradientCheckpointingLayer)]:
+        fully_shard(layer, **settings)
+    for block in policy.decoder.blocks:
+        # A block is used three times in a forward pass: gathered once, it stays until the backward pass.
+        fully_shard(block, reshard_after_forward=False, **settings)
+        for name in BLOCK_METHODS:
+            register_fsdp_forward_method(block, name)
+    fully_shard(parts, **settings)
+    for module in parts.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has neither means nor scaled sums
+    return parts
+
+
+def _recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return function(*arguments)
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+    return call
