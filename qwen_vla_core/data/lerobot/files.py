@@ -19,7 +19,7 @@ from qwen_vla_core.data.video import Clip, Decoder, VideoReader
 from qwen_vla_core.errors import UserError
 
 PICTURES = ("video", "image")  # dtypes whose values are pictures
-_OPEN_FILES = 8  # parquet and video files kept open
+_OPEN_FILES = 32  # of each kind kept open: opening a video takes as long as decoding ten frames
 
 
 class LeRobotFiles:
