@@ -102,24 +102,49 @@ def run_episode(
         on_step: called after each control step, e.g. to record a picture.
     """
     world.reset(seed, instruction)
-    control_s = 1.0 / world.control_hz
     inferences = 0
     setpoint = np.asarray(world.command(), dtype=np.float64)
     while world.time_s < timeout_s and not world.ended():
-        start = world.time_s
         chunk = policy.predict(observe(world))
         inferences += 1
-        # Targets over time: from where the last command was, through the actions at their due times.
-        actions_hc = continue_headings(chunk.actions_hc, setpoint, world.headings)
-        knots = np.vstack([setpoint[None], actions_hc])
-        while world.time_s < min(start + execute_steps * chunk.period_s, timeout_s) - 1e-9:
-            setpoint = interpolate(knots, (world.time_s + control_s - start) / chunk.period_s, world.held_c)
-            world.step(setpoint)
-            if on_step is not None:
-                on_step(world)
-            if world.ended():
-                break
+        until_s = min(world.time_s + execute_steps * chunk.period_s, timeout_s)
+        setpoint = play_chunk(world, chunk.actions_hc, chunk.period_s, setpoint, until_s, on_step)
     return judge(world, seed, inferences)
+
+
+def play_chunk(
+    world: JudgedWorld,
+    actions_hc: np.ndarray,
+    period_s: float,
+    setpoint_c: np.ndarray,
+    until_s: float,
+    on_step: Callable[[JudgedWorld], None] | None = None,
+) -> np.ndarray:
+    """Executes a chunk that was predicted from what is to be seen now, at the world's control rate.
+
+    Args:
+        world: in the middle of an episode.
+        actions_hc: (H, c) absolute actions; action i is due ``(i + 1) * period_s`` from now.
+        period_s: between two actions.
+        setpoint_c: (c,) the last command; ``world.command()`` after a reset.
+        until_s: simulated time at which to stop, if the episode has not ended before.
+        on_step: called after each control step.
+
+    Returns:
+        (c,) the last command.
+    """
+    control_s = 1.0 / world.control_hz
+    start_s = world.time_s
+    # Targets over time: from where the last command was, through the actions at their due times.
+    knots_tc = np.vstack([setpoint_c[None], continue_headings(actions_hc, setpoint_c, world.headings)])
+    while world.time_s < until_s - 1e-9:
+        setpoint_c = interpolate(knots_tc, (world.time_s + control_s - start_s) / period_s, world.held_c)
+        world.step(setpoint_c)
+        if on_step is not None:
+            on_step(world)
+        if world.ended():
+            break
+    return setpoint_c
 
 
 def judge(world: JudgedWorld, seed: int, inferences: int) -> EpisodeResult:
