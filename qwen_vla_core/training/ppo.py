@@ -1,0 +1,186 @@
+"""Proximal policy optimisation with generalised advantages: the arithmetic, without policies or worlds.
+
+One chunk is one step of the decision process: one reward, one value, one log-probability, one advantage [P].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from qwen_vla_core.embodiment.spec import doc
+
+Evaluate = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class PpoConfig:
+    """The published hyper-parameters; the last four are our choice."""
+
+    gamma: float = field(default=0.99, metadata=doc("Discount per chunk [P].", minimum=0.0, maximum=1.0))
+    gae_lambda: float = field(default=0.95, metadata=doc("λ of the advantages [P].", minimum=0.0, maximum=1.0))
+    clip: float = field(default=0.2, metadata=doc("Clip range of ratios and values [P].", exclusive_minimum=0.0))
+    epochs: int = field(default=4, metadata=doc("Passes over the decisions of an iteration [P].", minimum=1))
+    value_weight: float = field(default=1.0, metadata=doc("c_v, weight of the value loss [P].", minimum=0.0))
+    minibatches: int = field(
+        default=4, metadata=doc("Optimizer steps per pass; each takes its share of the decisions [O].", minimum=1)
+    )
+    clip_norm: float = field(default=1.0, metadata=doc("Gradient clipping [X].", exclusive_minimum=0.0))
+    target_kl: float | None = field(
+        default=None,
+        metadata=doc("Ends an iteration's update early above this divergence; default: never [O].", minimum=0.0),
+    )
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What one iteration's update knows of its N decisions; all (N,) float32.
+
+    Attributes:
+        log_prob: under the policy that took them.
+        value: what was expected then.
+        advantage: normalised.
+        returns: what the value should have been.
+    """
+
+    log_prob: torch.Tensor
+    value: torch.Tensor
+    advantage: torch.Tensor
+    returns: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.log_prob)
+
+
+def gae(
+    rewards: Sequence[float], values: Sequence[float], last_value: float, gamma: float, gae_lambda: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimates of one episode.
+
+    Args:
+        rewards: of its T decisions.
+        values: expected before each of them.
+        last_value: what was still to be expected at its end: 0 where it ended, the value of the last observation where
+            only the time ran out.
+        gamma: discount.
+        gae_lambda: λ.
+
+    Returns:
+        Advantages and returns (advantage + value), (T,) float32 each.
+    """
+    advantages = torch.zeros(len(rewards))
+    following, running = last_value, 0.0
+    for t in reversed(range(len(rewards))):
+        running = rewards[t] + gamma * following - values[t] + gamma * gae_lambda * running
+        advantages[t] = running
+        following = values[t]
+    return advantages, advantages + torch.tensor(values, dtype=torch.float32)
+
+
+def normalise(advantages_n: torch.Tensor) -> torch.Tensor:
+    """Zero mean, unit variance over an iteration; all equal (all failed, nothing expected) stays zero."""
+    centred = advantages_n - advantages_n.mean()
+    return centred / (centred.square().mean().sqrt() + 1e-8)
+
+
+def policy_terms(
+    log_prob_n: torch.Tensor, old_log_prob_n: torch.Tensor, advantage_n: torch.Tensor, clip: float
+) -> torch.Tensor:
+    """(N,) clipped surrogate losses, to be averaged."""
+    ratio = (log_prob_n - old_log_prob_n).exp()
+    return -torch.minimum(ratio * advantage_n, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage_n)
+
+
+def value_terms(value_n: torch.Tensor, old_value_n: torch.Tensor, returns_n: torch.Tensor, clip: float) -> torch.Tensor:
+    """(N,) clipped squared errors: the worse of the value and the value held within ``clip`` of the old one [P]."""
+    held = old_value_n + (value_n - old_value_n).clamp(-clip, clip)
+    return torch.maximum((value_n - returns_n).square(), (held - returns_n).square())
+
+
+def divergence_terms(log_prob_n: torch.Tensor, old_log_prob_n: torch.Tensor) -> torch.Tensor:
+    """(N,) non-negative estimates ``r − 1 − log r`` of KL(old ‖ new) [X]."""
+    difference = log_prob_n - old_log_prob_n
+    return difference.exp() - 1.0 - difference
+
+
+def explained_variance(values_n: torch.Tensor, returns_n: torch.Tensor) -> float:
+    """1 − Var(returns − values) / Var(returns); 0 where all returns are equal."""
+    spread = returns_n.var(correction=0)
+    return float(1.0 - (returns_n - values_n).var(correction=0) / spread) if spread > 1e-12 else 0.0
+
+
+def optimise(
+    evaluate: Evaluate,
+    decisions: Decisions,
+    optimizer: torch.optim.Optimizer,
+    config: PpoConfig,
+    generator: torch.Generator,
+    split: Callable[[torch.Tensor], list[torch.Tensor]] = lambda indices: [indices],
+) -> dict[str, float]:
+    """Runs one iteration's epochs.
+
+    Args:
+        evaluate: (n,) indices of decisions → log-probabilities and values (n,) under the current weights.
+        decisions: of this iteration.
+        optimizer: of what is trained.
+        config: see there.
+        generator: decides the minibatches.
+        split: divides a minibatch's indices into parts that are evaluated one after another (memory; several robots).
+            Their gradients add up to that of the whole minibatch.
+
+    Returns:
+        Averages over all minibatches: ``policy_loss``, ``value_loss``, ``loss``, ``kl``, ``clip_fraction``,
+        ``grad_norm``; and ``updates``, the number of optimizer steps.
+
+    Raises:
+        FloatingPointError: a loss or gradient that is not finite; the weights have not been touched by it.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    sums: dict[str, float] = {}
+    updates = 0
+    for _ in range(config.epochs):
+        order = torch.randperm(len(decisions), generator=generator)
+        for minibatch in order.tensor_split(min(config.minibatches, len(decisions))):
+            optimizer.zero_grad(set_to_none=True)
+            found = dict.fromkeys(("policy_loss", "value_loss", "kl", "clip_fraction"), 0.0)
+            for part in split(minibatch):
+                terms = _part(evaluate, decisions, part, config)
+                loss = (terms["policy_loss"] + config.value_weight * terms["value_loss"]) / len(minibatch)
+                loss.backward()
+                for key, value in terms.items():
+                    found[key] += float(value.detach()) / len(minibatch)
+            found["loss"] = found["policy_loss"] + config.value_weight * found["value_loss"]
+            found["grad_norm"] = float(nn.utils.clip_grad_norm_(parameters, config.clip_norm))
+            if not torch.isfinite(torch.tensor(list(found.values()))).all():
+                raise FloatingPointError("the loss or its gradient is not finite")
+            if config.target_kl is not None and found["kl"] > config.target_kl:
+                optimizer.zero_grad(set_to_none=True)
+                return _averages(sums, found, updates)
+            optimizer.step()
+            updates += 1
+            sums = {key: sums.get(key, 0.0) + value for key, value in found.items()}
+    return _averages(sums, sums, updates)
+
+
+def _part(evaluate: Evaluate, decisions: Decisions, part: torch.Tensor, config: PpoConfig) -> dict[str, torch.Tensor]:
+    """Sums over a part of a minibatch."""
+    log_prob, value = evaluate(part)
+    device = log_prob.device
+    old, expected = decisions.log_prob[part].to(device), decisions.value[part].to(device)
+    advantage, returns = decisions.advantage[part].to(device), decisions.returns[part].to(device)
+    outside = ((log_prob - old).exp() - 1.0).abs() > config.clip
+    return {
+        "policy_loss": policy_terms(log_prob, old, advantage, config.clip).sum(),
+        "value_loss": value_terms(value, expected, returns, config.clip).sum(),
+        "kl": divergence_terms(log_prob, old).sum(),
+        "clip_fraction": outside.float().sum(),
+    }
+
+
+def _averages(sums: dict[str, float], last: dict[str, float], updates: int) -> dict[str, float]:
+    """Means over the updates made; where the very first was refused, what was found there."""
+    means = {key: value / updates for key, value in sums.items()} if updates else dict(last)
+    return {**means, "updates": float(updates)}
