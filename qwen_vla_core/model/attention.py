@@ -129,12 +129,12 @@ def image_attention(
     assert cu_seq_lens_q is not None and attention_mask is None
     lengths = cu_seq_lens_q.diff()
     _, heads, total, width = query.shape
-    sdpa = functional.scaled_dot_product_attention
+    sdpa: Any = functional.scaled_dot_product_attention
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         sdpa = float32_sdpa
     if len(lengths) and bool((lengths == lengths[0]).all()):
-        parts = [x[0].view(heads, len(lengths), -1, width).transpose(0, 1) for x in (query, key, value)]
-        out = sdpa(*parts, scale=scaling)
+        q, k, v = (x[0].view(heads, len(lengths), -1, width).transpose(0, 1) for x in (query, key, value))
+        out = sdpa(q, k, v, scale=scaling)
         return out.transpose(1, 2).reshape(1, total, heads, width), None
     split = [x.split(lengths.tolist(), dim=2) for x in (query, key, value)]
     outs = [sdpa(q, k, v, scale=scaling) for q, k, v in zip(*split, strict=True)]

@@ -187,6 +187,7 @@ class QwenVLA(nn.Module):
         noise: torch.Tensor | None = None,
         tau: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        prefix: torch.Tensor | None = None,
         hidden: Encoded | None = None,
     ) -> dict[str, torch.Tensor]:
         """Sums of the losses of one batch, from one backbone pass; see ``loss_counts`` for what to divide them by.
@@ -199,6 +200,8 @@ class QwenVLA(nn.Module):
             noise: (B·repeat, H, K); default: drawn with ``generator``.
             tau: (B·repeat, H) or (B·repeat, 1) flow times; default: one per draw, from the configured sampler.
             generator: makes the default draws reproducible.
+            prefix: (B·repeat,) long, how many first actions of each draw are given instead of predicted: their flow time
+                is 0 and they are in no loss (trained real-time chunking [X]). Default: none.
             hidden: the backbone's reading of this batch, where it is known already (T2A, frozen backbone).
 
         Returns:
@@ -208,7 +211,7 @@ class QwenVLA(nn.Module):
         encoded = self._encode(batch) if hidden is None else hidden
         sums: dict[str, torch.Tensor] = {}
         if "actions" in batch:
-            error = self._action_errors(batch, encoded, repeat, noise, tau, generator)
+            error = self._action_errors(batch, encoded, repeat, noise, tau, generator, prefix)
             for number, kind in enumerate(KINDS):
                 of_kind = (batch["kind"] == number).to(error)
                 if bool(of_kind.any()):
@@ -252,6 +255,7 @@ class QwenVLA(nn.Module):
         noise: torch.Tensor | None,
         tau: torch.Tensor | None,
         generator: torch.Generator | None,
+        prefix: torch.Tensor | None,
     ) -> torch.Tensor:
         """(B,) squared error of each action row, averaged over its noise draws."""
         context = self.decoder.encode_context(self._context(batch, encoded)).repeat(repeat)
@@ -264,8 +268,12 @@ class QwenVLA(nn.Module):
         noise = torch.where(channel_mask[:, None], noise, 0.0)
         if tau is None:
             tau = flow.sample_tau(data.shape[0], self.config.flow, generator, data.device)[:, None]
-        predicted = self.decoder.denoise_step(context, flow.interpolate(data, noise, tau), tau, channel_mask, step_mask)
         counted = torch.ones(data.shape[:2], dtype=torch.bool, device=data.device) if step_mask is None else step_mask
+        if prefix is not None:
+            given = torch.arange(data.shape[1], device=data.device) < prefix[:, None]
+            tau = torch.where(given, 0.0, tau)
+            counted = counted & ~given
+        predicted = self.decoder.denoise_step(context, flow.interpolate(data, noise, tau), tau, channel_mask, step_mask)
         errors = flow.sample_mse(predicted, flow.velocity_target(data, noise), channel_mask, counted)
         return errors.view(-1, repeat).mean(1)
 

@@ -1,0 +1,184 @@
+"""The training loop that all supervised stages share: step, average, log, save, resume, on one rank or on many."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from qwen_vla_core.errors import UserError
+from qwen_vla_core.training.distributed import Ranks, all_sum, clip_gradients
+from qwen_vla_core.training.feed import StepBatch, forward_arguments
+from qwen_vla_core.training.optim import build_optimizer, parameter_groups, scale_at, set_rates
+from qwen_vla_core.training.parallel import accumulating, autocast
+from qwen_vla_core.training.stage_recipe import StageRecipe
+from qwen_vla_core.training.state import Average, restore_state, save_state
+
+LOG_FILE = "log.jsonl"
+Part = Mapping[str, torch.Tensor]
+
+
+class Task(Protocol):
+    """What a stage computes.
+
+    Attributes:
+        module: called with a micro-batch and keyword arguments, gives sums of losses; as ``parallelise`` returned it.
+        learner: whose named parameters are trained, averaged and saved.
+        weights: of the losses.
+    """
+
+    module: nn.Module
+    learner: nn.Module
+    weights: Mapping[str, float]
+
+    def steps(self, first: int, count: int) -> Iterator[StepBatch]: ...
+
+    def counts(self, part: Part) -> dict[str, int]: ...
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens beside learning, on the first rank only.
+
+    Attributes:
+        saved: called with (step, averaged weights in place) after every saved state.
+        logged: called with every log row.
+        flops_per_step: model FLOPs of a batch; None = unknown.
+        peak_flops: of all devices together; None = unknown.
+    """
+
+    saved: Callable[[int], None] = lambda step: None
+    logged: Callable[[dict[str, Any]], None] = lambda row: None
+    flops_per_step: Callable[[StepBatch], float] | None = None
+    peak_flops: float | None = None
+
+
+def run(
+    task: Task,
+    recipe: StageRecipe,
+    ranks: Ranks,
+    out: Path,
+    provenance: Mapping[str, Any],
+    hooks: Hooks,
+    progress: bool,
+) -> dict[str, Any]:
+    """Runs or resumes a stage.
+
+    Args:
+        task: what it computes.
+        recipe: of the stage.
+        ranks: this process among all.
+        out: folder of the stage: ``state/``, ``log.jsonl``.
+        provenance: hashes of recipe and data; a state with others is refused.
+        hooks: what else happens.
+        progress: whether the first rank draws a bar.
+
+    Returns:
+        Last losses, steps, seconds.
+
+    Raises:
+        UserError: a damaged or foreign state, a full disk, a loss that is not finite (the last good state stays).
+    """
+    spec = recipe.optim
+    rates = vars(spec.rates)
+    optimizer = build_optimizer(parameter_groups(task.learner.named_parameters(), rates, spec.weight_decay), spec)
+    average = Average(task.learner, spec.average)
+    first = restore_state(out, task.learner, optimizer, average, provenance)
+    began, recent = time.monotonic(), dict[str, float]()
+    log = _Log(out / LOG_FILE, recipe.stage, ranks, hooks)
+    bar = tqdm(
+        total=recipe.steps, initial=first, desc=recipe.stage, disable=not (progress and ranks.first), mininterval=1
+    )
+    for batch in task.steps(first, recipe.steps - first):
+        step = batch.step
+        learning = set_rates(optimizer, scale_at(step, recipe.steps, spec))
+        means = _gradients(task, batch, recipe, ranks)
+        norm = clip_gradients(task.learner.parameters(), spec.clip_norm)
+        if not all(map(math.isfinite, (*means.values(), norm))):
+            found = "loss" if math.isfinite(norm) else "gradient"
+            raise UserError(
+                f"{recipe.stage}, step {step}: the {found} is not finite; the states in {out}/state are good: lower "
+                "optim.rates or look at the data with `qwen-vla data doctor`, and run again"
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(task.learner, step)
+        recent = {
+            key: value if key not in recent else 0.95 * recent[key] + 0.05 * value for key, value in means.items()
+        }
+        log.add(batch)
+        bar.update()
+        if (step + 1) % recipe.log_every == 0 or step + 1 == recipe.steps:
+            bar.set_postfix({key: f"{value:.4f}" for key, value in recent.items()}, refresh=False)
+            log.write(step + 1, means | recent, norm, learning)
+        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
+            save_state(out, step + 1, task.learner, optimizer, average, provenance)
+            with average.applied_to(task.learner):
+                hooks.saved(step + 1)
+    bar.close()
+    return {"steps": recipe.steps, "seconds": round(time.monotonic() - began, 1), **recent}
+
+
+def _gradients(task: Task, batch: StepBatch, recipe: StageRecipe, ranks: Ranks) -> dict[str, float]:
+    """Adds up the gradients of all micro-batches on all ranks; returns the mean of each loss."""
+    counted = [task.counts(part) for part in batch.parts]
+    counts = all_sum({key: float(sum(count.get(key, 0) for count in counted)) for key in task.weights})
+    sums = dict.fromkeys(task.weights, 0.0)
+    for number, part in enumerate(batch.parts):
+        inputs, options = forward_arguments({key: value.to(ranks.device) for key, value in part.items()})
+        with accumulating(task.module, number == len(batch.parts) - 1):
+            with autocast(ranks, recipe.scale.precision):
+                losses = task.module(inputs, **options)
+            weighted = [task.weights[key] * value / max(counts[key], 1.0) for key, value in losses.items()]
+            torch.stack(weighted).sum().backward()
+        for key, value in losses.items():
+            sums[key] += float(value.detach())
+    total = all_sum(sums)
+    return {key: total[key] / counts[key] for key in total if counts[key]}
+
+
+class _Log:
+    """Rows of ``log.jsonl``, every ``log_every`` steps."""
+
+    def __init__(self, path: Path, stage: str, ranks: Ranks, hooks: Hooks) -> None:
+        self.path, self.stage, self.ranks, self.hooks = path, stage, ranks, hooks
+        self._since = time.monotonic()
+        self._samples, self._tokens, self._flops = 0, 0, 0.0
+
+    def add(self, batch: StepBatch) -> None:
+        self._samples += batch.samples
+        self._tokens += batch.tokens
+        if self.hooks.flops_per_step is not None:
+            self._flops += self.hooks.flops_per_step(batch)
+
+    def write(self, step: int, means: Mapping[str, float], norm: float, rates: Mapping[str, float]) -> None:
+        """One row; every rank calls it, the first one writes."""
+        now = time.monotonic()
+        seconds = max(now - self._since, 1e-9)
+        done = all_sum({"samples": float(self._samples), "tokens": float(self._tokens), "flops": self._flops})
+        self._since, self._samples, self._tokens, self._flops = now, 0, 0, 0.0
+        if not self.ranks.first:
+            return
+        peak = self.hooks.peak_flops
+        row = {
+            "stage": self.stage,
+            "step": step,
+            **{key: round(value, 6) for key, value in means.items()},
+            "grad_norm": round(norm, 5),
+            **{f"lr_{part}": rate for part, rate in rates.items()},
+            "samples_per_s": round(done["samples"] / seconds, 2),
+            "tokens_per_s": round(done["tokens"] / seconds, 1),
+            "mfu": round(done["flops"] / seconds / peak, 4) if peak and done["flops"] else None,
+            "seconds": round(seconds, 3),
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.hooks.logged(row)

@@ -1,0 +1,124 @@
+"""The command line that all pages in ``training/`` share: arguments, ranks, resume, export, pictures of the run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_vla_core.errors import UserError
+from qwen_vla_core.files import atomic_write_json
+from qwen_vla_core.training.stage_recipe import StageRecipe, load_stage
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Page:
+    """One stage of training.
+
+    Attributes:
+        stage: its name, as in the recipe.
+        text: the page's own words.
+        task: builds what the stage computes from a ``stage.Stage``.
+        check: refuses a recipe or mixture that is not this stage.
+    """
+
+    stage: str
+    text: str
+    task: Callable[[Any], Any]
+    check: Callable[[Any], None]
+
+
+def main(page: Page, argv: Sequence[str] | None = None) -> int:
+    """Runs a page; a user's mistake is one line on stderr and exit 2, Ctrl-C exits 130 and can be resumed."""
+    parser = argparse.ArgumentParser(description=page.text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML of the stage")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        return execute(page, args)
+    except UserError as error:
+        print(f"{page.stage}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{page.stage}: interrupted; the same command goes on from the last saved state", file=sys.stderr)
+        return 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything but ``--recipe``."""
+    parser.add_argument("--out", type=Path, help="folder of the run; an interrupted run there goes on")
+    parser.add_argument("--checkpoint", type=Path, help="where the weights go (default: OUT/checkpoint)")
+    parser.add_argument("--start", help="checkpoint to go on from, instead of the recipe's")
+    parser.add_argument(
+        "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="change a key, e.g. steps=100"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if there is one"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be trained on what, and how long it takes"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, no progress bars")
+
+
+def execute(page: Page, args: argparse.Namespace) -> int:
+    """Runs (or resumes, or describes) the stage of parsed arguments."""
+    changes = [*args.changes, *([f"start={json.dumps(args.start)}"] if args.start else [])]
+    recipe = load_stage(args.recipe, changes)
+    if recipe.stage != page.stage:
+        raise UserError(f"{args.recipe}: stage: is {recipe.stage}, this page is {page.stage}; use its own page")
+    if args.out is None and not args.dry_run:
+        raise UserError("--out: name a folder for the run")
+    from qwen_vla_core.training import distributed
+
+    ranks = distributed.start(args.device)
+    try:
+        return _run(page, recipe, args, ranks)
+    finally:
+        distributed.stop()
+
+
+def _run(page: Page, recipe: StageRecipe, args: argparse.Namespace, ranks: Any) -> int:
+    import tempfile
+
+    from qwen_vla_core.training import engine, stage
+    from qwen_vla_core.training.curves import plot_runs
+
+    out = args.out or Path(tempfile.mkdtemp())
+    checkpoint = args.checkpoint or out / "checkpoint"
+    done = out / RESULT
+    with stage.opened(recipe, out, ranks, progress=not args.json) as opened:
+        page.check(opened)
+        if args.dry_run:
+            raise UserError("--dry-run: not wired yet")
+        if done.is_file() and checkpoint.is_dir() and json.loads(done.read_text())["provenance"] == opened.provenance:
+            if ranks.first:
+                print(f"{recipe.stage}: done already: {checkpoint}")
+            return 0
+        task = page.task(opened)
+
+        def saved(step: int) -> None:
+            opened.export(checkpoint, {"stage": recipe.stage, "step": step})
+            if (out / engine.LOG_FILE).exists():
+                plot_runs([out], out / "curves.png")
+
+        hooks = engine.Hooks(saved=saved)
+        result = engine.run(task, recipe, ranks, out, opened.provenance, hooks, progress=not args.json)
+        if ranks.first:
+            atomic_write_json(done, {"provenance": opened.provenance, **result})
+            _report(args, recipe, out, checkpoint, result)
+    return 0
+
+
+def _report(args: argparse.Namespace, recipe: StageRecipe, out: Path, checkpoint: Path, result: dict[str, Any]) -> None:
+    if args.json:
+        print(json.dumps({"recipe": recipe.to_json(), "checkpoint": str(checkpoint), **result}, indent=2))
+        return
+    losses = ", ".join(f"{key} {value:.4f}" for key, value in result.items() if key not in ("steps", "seconds"))
+    print(f"{recipe.stage}: {result['steps']} steps, {losses}; checkpoint {checkpoint}, curves {out / 'curves.png'}")
