@@ -6,17 +6,15 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from tiny_support import tiny_batch, tiny_policy
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from qwen_vla_core.actions.normalize import Quantiles
-from qwen_vla_core.embodiment import Embodiment, load_embodiment
-from qwen_vla_core.interfaces import Observation
-from qwen_vla_core.model.policy import QwenVLA, Stats
-from qwen_vla_core.model.presets import build_tiny, preset_network
+from qwen_vla_core.embodiment import Embodiment
+from qwen_vla_core.model.policy import QwenVLA
+from qwen_vla_core.model.presets import preset_network
 from qwen_vla_core.training.flops import FlopModel, Work, work_of
 from qwen_vla_core.training.peak import Peak, listed_peak, measured_peak, peak_of, utilisation
 
@@ -25,33 +23,8 @@ DRAWS = 3
 
 
 @pytest.fixture(scope="module")
-def aloha() -> Embodiment:
-    return load_embodiment("aloha")
-
-
-@pytest.fixture(scope="module")
 def make(aloha: Embodiment) -> Callable[..., QwenVLA]:
-    def spread(names: Any) -> Quantiles:
-        return Quantiles((-1.0,) * len(names), (1.5,) * len(names), tuple(names))
-
-    stats = Stats(spread(aloha.channels), spread(aloha.state_channels))
-    return lambda **options: build_tiny([aloha], {aloha.name: stats}, **options)
-
-
-def batch_of(policy: QwenVLA, robot: Embodiment, words: tuple[str, ...] = ("red", "green")) -> dict[str, torch.Tensor]:
-    """Two observations with an answer each; of one length if the words are."""
-    rng = np.random.default_rng(0)
-    observations = [
-        Observation(
-            {view: rng.integers(0, 256, (96, 128, 3), dtype=np.uint8) for view in robot.views},
-            rng.uniform(-1, 1, len(robot.state_channels)),
-            f"pick up the {word} cube",
-            0,
-        )
-        for word in words
-    ]
-    actions = rng.uniform(-1, 1, (len(words), 16, len(robot.channels)))
-    return policy.collate(observations, robot.name, actions, turns=[(("", "left arm"),)] * len(words))
+    return lambda **options: tiny_policy(aloha, **options)
 
 
 def convolution_backward(gradient: Any, x: Any, weight: Any, *rest: Any, out_shape: Any, **options: Any) -> int:
@@ -75,14 +48,14 @@ def test_qwen3_vl_agrees_with_torch_to_the_last_operation(
     policy = make(model_type="qwen3_vl", context=context)
     if frozen:
         policy.get_submodule(frozen).requires_grad_(False)
-    batch = batch_of(policy, aloha)
+    batch = tiny_batch(policy, aloha)
     assert FlopModel.of(policy).total(work_of(batch, DRAWS, padded=True)) == counted(policy, batch)
 
 
 def test_a_frozen_decoder_passes_gradients_through(make: Callable[..., QwenVLA], aloha: Embodiment) -> None:
     policy = make(model_type="qwen3_vl")
     policy.decoder.requires_grad_(False)
-    batch = batch_of(policy, aloha)
+    batch = tiny_batch(policy, aloha)
     ours = FlopModel.of(policy).total(work_of(batch, DRAWS, padded=True))
     # Only the first block's actions need no gradient at their input.
     assert counted(policy, batch) <= ours <= 1.02 * counted(policy, batch)
@@ -90,14 +63,14 @@ def test_a_frozen_decoder_passes_gradients_through(make: Callable[..., QwenVLA],
 
 def test_qwen2_5_vl_attends_inside_windows(make: Callable[..., QwenVLA], aloha: Embodiment) -> None:
     policy = make(model_type="qwen2_5_vl")
-    batch = batch_of(policy, aloha)
+    batch = tiny_batch(policy, aloha)
     ours = FlopModel.of(policy).total(work_of(batch, DRAWS, padded=True))
     assert ours == pytest.approx(counted(policy, batch), rel=0.002)  # pictures of 6 × 8 patches leave windows half full
 
 
 def test_qwen3_5_differs_by_what_its_chunked_kernel_does_more(make: Callable[..., QwenVLA], aloha: Embodiment) -> None:
     policy = make(model_type="qwen3_5")
-    batch = batch_of(policy, aloha)
+    batch = tiny_batch(policy, aloha)
     work = work_of(batch, DRAWS, padded=True)
     text = policy.backbone.config.get_text_config()
     layers, heads = text.layer_types.count("linear_attention"), text.linear_num_value_heads
@@ -119,8 +92,8 @@ def test_padding_is_no_work(make: Callable[..., QwenVLA], aloha: Embodiment) -> 
     policy = make(model_type="qwen3_vl")
     model = FlopModel.of(policy)
     long = "red or maybe the very large and rather blue"
-    alone = [work_of(batch_of(policy, aloha, (word,)), DRAWS) for word in ("red", long)]
-    both = batch_of(policy, aloha, ("red", long))
+    alone = [work_of(tiny_batch(policy, aloha, (word,)), DRAWS) for word in ("red", long)]
+    both = tiny_batch(policy, aloha, ("red", long))
     together = work_of(both, DRAWS)
     assert together.rows == alone[0].rows + alone[1].rows and len(set(together.rows)) == 2
     assert model.total(together) == sum(model.total(work) for work in alone)
@@ -132,7 +105,7 @@ def test_padding_is_no_work(make: Callable[..., QwenVLA], aloha: Embodiment) -> 
 
 def test_batches_without_pictures_actions_or_reading(make: Callable[..., QwenVLA], aloha: Embodiment) -> None:
     policy = make(model_type="qwen3_vl")
-    model, batch = FlopModel.of(policy), batch_of(policy, aloha)
+    model, batch = FlopModel.of(policy), tiny_batch(policy, aloha)
     kept = work_of(batch, DRAWS, read=False)
     assert model.backbone(kept) == 0 < model.action_decoder(kept)
     assert kept.tokens == sum(kept.contexts) + DRAWS * 32
