@@ -8,7 +8,7 @@ data      conversations: where things are in the reference view (`ask: where`), 
 loss      next token, on the answers only
 schedule  AdamW, linear warm-up, constant
 
-    python training/grounding.py --recipe training/recipes/generalist/where.yaml --start runs/…/vision/checkpoint …
+    python training/grounding.py --recipe training/recipes/generalist/where.yaml --from runs/…/vision/checkpoint …
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ loss      action 1.0 + navigation 1.0 + next token 0.1; with `loss.prefix` the f
           that the policy learns to go on from what is already being executed (trained real-time chunking)
 schedule  AdamW, linear warm-up, cosine to zero; flow times from a Beta distribution that favours noise
 
-    python training/sft.py --recipe training/recipes/generalist/sft.yaml --start runs/generalist/cpt/checkpoint --out …
+    python training/sft.py --recipe training/recipes/generalist/sft.yaml --from runs/generalist/cpt/checkpoint --out …
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qwen_vla_core.training.stage import PolicyTask, Stage
 def check(stage: Stage) -> None:
     """Balanced sampling, from a pretrained policy."""
     if stage.recipe.start is None:
-        raise UserError(f"{stage.recipe.source}: start: SFT goes on from a policy; name its checkpoint (--start)")
+        raise UserError(f"{stage.recipe.source}: start: SFT goes on from a policy; name its checkpoint (--from)")
     if stage.recipe.loss.tau != "beta":
         raise UserError(f"{stage.recipe.source}: loss.tau: SFT draws flow times from 'beta' [P]")
     for family in stage.mixture.recipe.families:

@@ -8,7 +8,7 @@ data      whole episodes: 20 % synthetic single-arm trajectories (`qwen-vla data
 loss      action 1.0, over the full sequence [P]
 schedule  AdamW 1e-4 [X], 2,000 steps are best [P]; flow times sigmoid(N(0, 1)) [P]
 
-    python training/t2a.py --recipe training/recipes/generalist/t2a.yaml --start runs/generalist/requests/checkpoint …
+    python training/t2a.py --recipe training/recipes/generalist/t2a.yaml --from runs/generalist/requests/checkpoint …
 """
 
 from __future__ import annotations

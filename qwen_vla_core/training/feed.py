@@ -191,7 +191,7 @@ def sentences(mixture: Mixture, loader: MixtureLoader, steps: int = 40) -> list[
     found: set[str] = set()
     for source in mixture.sources:
         if source.conversations is None:
-            found |= {source.actions.contract.prompt_for(task) for task in source.actions.tasks[:2000]}
+            found |= {source.actions.contract.prompt_for(task) for task in source.actions.tasks[:500]}
     for step in range(steps):
         for sample in loader.batch(step).samples:
             for turn in sample.turns:

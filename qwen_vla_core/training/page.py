@@ -54,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything but ``--recipe``."""
     parser.add_argument("--out", type=Path, help="folder of the run; an interrupted run there goes on")
     parser.add_argument("--checkpoint", type=Path, help="where the weights go (default: OUT/checkpoint)")
-    parser.add_argument("--start", help="checkpoint to go on from, instead of the recipe's")
+    parser.add_argument(
+        "--from", dest="start", metavar="CHECKPOINT", help="checkpoint to go on from, instead of the recipe's"
+    )
     parser.add_argument(
         "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="change a key, e.g. steps=100"
     )
