@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 from dataclasses import MISSING, Field
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -18,6 +19,7 @@ from qwen_vla_core.embodiment.spec import LinearMap
 from qwen_vla_core.embodiment.yamlpos import describe, entries, line_of, scalar
 
 T = TypeVar("T")
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _LARGEST = 1e12  # beyond this a value is a typing mistake, and float arithmetic on it would lose the units
 
 
@@ -94,6 +96,8 @@ class NodeParser:
             if value not in choices:
                 self.fail(path, f"got {describe(node)}", did_you_mean(str(value), choices))
             return value
+        if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
+            value = float(value)  # YAML 1.1 reads 1e-4 as text, YAML 1.2 and people as a number
         if hint is float and type(value) in (int, float):
             return float(self._number(value, path, metadata))
         if type(value) is not hint:

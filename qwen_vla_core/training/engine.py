@@ -103,7 +103,7 @@ def run(
         means = _gradients(task, batch, recipe, ranks)
         norm = clip_gradients(task.learner.parameters(), spec.clip_norm)
         if not all(map(math.isfinite, (*means.values(), norm))):
-            found = "loss" if math.isfinite(norm) else "gradient"
+            found = "gradient" if all(map(math.isfinite, means.values())) else "loss"
             raise UserError(
                 f"{recipe.stage}, step {step}: the {found} is not finite; the states in {out}/state are good: lower "
                 "optim.rates or look at the data with `qwen-vla data doctor`, and run again"
@@ -114,11 +114,11 @@ def run(
         recent = {
             key: value if key not in recent else 0.95 * recent[key] + 0.05 * value for key, value in means.items()
         }
-        log.add(batch)
+        log.add(batch, means)
         bar.update()
         if (step + 1) % recipe.log_every == 0 or step + 1 == recipe.steps:
             bar.set_postfix({key: f"{value:.4f}" for key, value in recent.items()}, refresh=False)
-            log.write(step + 1, means | recent, norm, learning)
+            log.write(step + 1, norm, learning)
         if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
             save_state(out, step + 1, task.learner, optimizer, average, provenance)
             with average.applied_to(task.learner):
@@ -152,19 +152,24 @@ class _Log:
         self.path, self.stage, self.ranks, self.hooks = path, stage, ranks, hooks
         self._since = time.monotonic()
         self._samples, self._tokens, self._flops = 0, 0, 0.0
+        self._losses: dict[str, list[float]] = {}
 
-    def add(self, batch: StepBatch) -> None:
+    def add(self, batch: StepBatch, means: Mapping[str, float]) -> None:
+        for key, value in means.items():
+            self._losses.setdefault(key, []).append(value)
         self._samples += batch.samples
         self._tokens += batch.tokens
         if self.hooks.flops_per_step is not None:
             self._flops += self.hooks.flops_per_step(batch)
 
-    def write(self, step: int, means: Mapping[str, float], norm: float, rates: Mapping[str, float]) -> None:
-        """One row; every rank calls it, the first one writes."""
+    def write(self, step: int, norm: float, rates: Mapping[str, float]) -> None:
+        """One row, losses averaged since the row before; every rank calls it, the first one writes."""
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         done = all_sum({"samples": float(self._samples), "tokens": float(self._tokens), "flops": self._flops})
         self._since, self._samples, self._tokens, self._flops = now, 0, 0, 0.0
+        means = {key: sum(values) / len(values) for key, values in self._losses.items()}
+        self._losses.clear()
         if not self.ranks.first:
             return
         peak = self.hooks.peak_flops

@@ -87,6 +87,10 @@ def opened(recipe: StageRecipe, out: Path, ranks: Ranks, progress: bool) -> Iter
     Raises:
         UserError: a dataset, checkpoint or embodiment is missing or damaged; a robot of the checkpoint has no data.
     """
+    if recipe.start is None and not recipe.embodiments:
+        raise UserError(
+            f"{recipe.source}: start: name the checkpoint to go on from (--from), or give `embodiments` for a new model"
+        )
     if ranks.device.type == "cpu":
         torch.set_num_threads(recipe.scale.threads)
     out.mkdir(parents=True, exist_ok=True)

@@ -238,8 +238,6 @@ def _check(recipe: StageRecipe, parser: NodeParser) -> None:
     rates = recipe.optim.rates
     if not any((rates.vision, rates.language, rates.decoder)):
         parser.fail("optim.rates", "every part is frozen", "give at least one part a rate")
-    if recipe.start is None and not recipe.embodiments:
-        parser.fail("embodiments", "a new model knows no robot", "name those of its checkpoint")
     if recipe.stage == "t2a" and (rates.vision or rates.language):
         parser.fail("optim.rates", "T2A trains the decoder alone", "leave vision and language at 0 [P]")
     if recipe.stage in ("vision", "grounding") and rates.decoder:
