@@ -34,7 +34,8 @@ from qwen_vla_core.data.sampling import (
     frame_runs,
     step_runs,
 )
-from qwen_vla_core.data.scene_questions import SceneQuestions, check_scenes, check_views
+from qwen_vla_core.data.scene_questions import SceneQuestions
+from qwen_vla_core.data.stored_scenes import check_scenes, check_views
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.errors import UserError
 

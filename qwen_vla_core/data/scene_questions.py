@@ -8,24 +8,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from qwen_vla_core.data.dataset import ActionDataset, EpisodeRows
-from qwen_vla_core.data.frame_cache import ByteCache
+from qwen_vla_core.data.dataset import ActionDataset
 from qwen_vla_core.data.mixture_recipe import Ask
 from qwen_vla_core.data.samples import TextSample, Turns
+from qwen_vla_core.data.stored_scenes import StoredScenes
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.sim.demonstration import SCENE
-from qwen_vla_core.sim.scenes import Scene, read_scene
 from qwen_vla_core.sim.state import EGO
 
 QUESTIONS = 4  # per conversation
 POSITION_WEIGHT = 8.0  # of ``all``: positions come most often, they teach a tiny model to see [O]
 MOST_MISSES = 1000  # frames without a question that are passed over in one place: then there is none to be found
-_SCENES_BYTES = 64_000_000  # of snapshots that are kept
 _SALT = 4391  # keeps these draws apart from others of small seeds
 
 
@@ -70,9 +66,7 @@ class SceneQuestions:
         """
         self.demonstrations, self.ask, self.family = demonstrations, ask, family
         self.name = f"{demonstrations.name}: {ask}"
-        check_views(demonstrations, demonstrations.name)
-        check_scenes(demonstrations)
-        self._rows: ByteCache[EpisodeRows] = ByteCache(_SCENES_BYTES)
+        self._scenes = StoredScenes(demonstrations)
 
     @classmethod
     def open(cls, path: str | Path, ask: Ask, family: str, embodiment: str | None = None) -> SceneQuestions:
@@ -86,35 +80,13 @@ class SceneQuestions:
         return cls(open_dataset(path, embodiment=embodiment), ask, family)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    @cached_property
-    def _ends(self) -> np.ndarray:
-        return np.cumsum(self.demonstrations.lengths)
+        return len(self._scenes)
 
     @property
     def views(self) -> tuple[str, ...]:
         """The pictures that conversations show."""
         every = self.demonstrations.contract.views
         return (reference_view(every),) if self.ask == "where" else every
-
-    def frame(self, index: int) -> tuple[int, int]:
-        """Episode and step of a frame's number."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        episode = int(np.searchsorted(self._ends, index, side="right"))
-        return episode, index - int(self._ends[episode]) + int(self.demonstrations.lengths[episode])
-
-    def scene(self, episode: int, t: int) -> Scene:
-        """The snapshot of a frame.
-
-        Raises:
-            UserError: the file or the snapshot is damaged; names episode and step.
-        """
-        try:
-            return read_scene(self._read(episode).extra[SCENE][t])
-        except UserError as error:
-            raise UserError(f"{self.demonstrations.name}: episode {episode}, step {t}: {error}") from None
 
     def asked(self, index: int) -> Asked:
         """What is said about a frame.
@@ -124,7 +96,7 @@ class SceneQuestions:
         """
         rng = np.random.default_rng([_SALT, index])
         for _ in range(MOST_MISSES):
-            episode, t = self.frame(index)
+            episode, t = self._scenes.frame(index)
             turns = self._turns(episode, t, rng)
             if turns:
                 return Asked(episode, t, self.views, turns)
@@ -147,15 +119,12 @@ class SceneQuestions:
         """Identifies the demonstrations and what is asked about them."""
         return hashlib.sha256(f"{self.ask} {self.demonstrations.content_hash()}".encode()).hexdigest()
 
-    def _read(self, episode: int) -> EpisodeRows:
-        return self._rows.through(episode, lambda: self.demonstrations.rows(episode), _text_bytes)
-
     def _turns(self, episode: int, t: int, rng: np.random.Generator) -> Turns:
-        scene = self.scene(episode, t)
+        scene = self._scenes.scene(episode, t)
         if self.ask == "where":
             return tuple(scene.where_questions(rng, self.views[0])[:QUESTIONS])
         if self.ask == "requests":
-            instruction = self.demonstrations.tasks[int(self._read(episode).task[t])]
+            instruction = self._scenes.instruction(episode, t)
             possible = [(instruction, scene.intention()), *scene.requests(instruction, rng)]
             said, meaning = possible[int(rng.integers(len(possible)))]
             return ((self.demonstrations.contract.prompt_for(said), meaning),)
@@ -170,34 +139,3 @@ class SceneQuestions:
 def reference_view(views: Sequence[str]) -> str:
     """The picture that positions are told in: the ego view, else the first."""
     return EGO if EGO in views else views[0]
-
-
-def check_scenes(data: ActionDataset) -> None:
-    """Refuses data without snapshots of the scene.
-
-    Raises:
-        UserError: says how to record them.
-    """
-    if len(data.lengths) and SCENE not in data.rows(0).extra:
-        raise UserError(
-            f"{data.name}: has no feature '{SCENE}', which questions are asked about; record with `qwen-vla sim demos`"
-        )
-
-
-def check_views(data: ActionDataset, name: str) -> None:
-    """Refuses data that lack pictures which their contract names.
-
-    Raises:
-        UserError: names the view.
-    """
-    missing = [view for view in data.contract.views if view not in data.views]
-    if missing:
-        raise UserError(
-            f"{name} has no pictures of view '{missing[0]}', which its contract names; record it, or give the dataset "
-            "a contract without it"
-        )
-
-
-def _text_bytes(rows: EpisodeRows) -> int:
-    """What an episode's snapshots take in memory; the rest hardly counts."""
-    return sum(map(len, rows.extra[SCENE]))

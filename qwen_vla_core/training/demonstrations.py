@@ -11,13 +11,15 @@ from tqdm import tqdm
 
 from qwen_vla_core.actions.normalize import Quantiles
 from qwen_vla_core.data.lerobot import open_dataset
+from qwen_vla_core.data.scene_cells import CellBatch
 from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import Observation
 from qwen_vla_core.model.policy import Stats
 from qwen_vla_core.model.processor import Sample
 from qwen_vla_core.sim.demonstration import Demonstration, read_demonstration
-from qwen_vla_core.sim.grounding import Grid, asked_for, cube_cells, intention, questions
+from qwen_vla_core.sim.grounding import Grid, asked_for, intention, questions
+from qwen_vla_core.sim.scenes import read_scene
 from qwen_vla_core.sim.state import SceneState
 
 Turns = tuple[tuple[str, str], ...]
@@ -42,21 +44,6 @@ class ChunkBatch:
     actions_bhc: np.ndarray
     step_mask_bh: np.ndarray
     turns: list[Turns]
-
-
-@dataclass(frozen=True)
-class CellBatch:
-    """N pictures with their dense answers (see ``sim.grounding.cube_cells``).
-
-    Attributes:
-        images_nhwc: (N, height, width, 3) uint8.
-        occupied: (N, cells, colours) float32.
-        inside: (N, cells, colours, 2) float32.
-    """
-
-    images_nhwc: np.ndarray
-    occupied: np.ndarray
-    inside: np.ndarray
 
 
 class Demonstrations:
@@ -176,17 +163,18 @@ class Demonstrations:
         return index
 
     def cells(self, rng: np.random.Generator, size: int, grid: Grid) -> CellBatch:
-        """Every view of ``size`` frames, and which cells of them hold which cubes."""
-        pictures, occupied, inside = [], [], []
+        """Every view of ``size`` frames, and which cells of them hold what."""
+        pictures, occupied, inside, applies = [], [], [], []
         for index in rng.integers(self.frame_count, size=size):
             e, t = self._frames[index]
-            scene = SceneState.from_dict(self.episodes[e].scene(t))
+            scene = read_scene(self.episodes[e].scene(t))
             for view in self.robot.views:
                 pictures.append(_photometric(self.episodes[e].images[view][t], rng))
-                there, where = cube_cells(scene, view, grid)
+                there, where = scene.cells(view, grid)
                 occupied.append(there)
                 inside.append(where)
-        return CellBatch(np.stack(pictures), np.stack(occupied), np.stack(inside))
+                applies.append(scene.applies)
+        return CellBatch(np.stack(pictures), np.stack(occupied), np.stack(inside), np.stack(applies))
 
     def questions(self, rng: np.random.Generator, size: int, question_count: int) -> list[Sample]:
         """``size`` frames of the reference view, each with up to ``question_count`` questions where its cubes are.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from memory_dataset import MemoryDataset, contract, healthy
+from scene_support import demonstrations
 
 from qwen_vla_core.data.mixture_recipe import MixtureRecipe, load_mixture
 from qwen_vla_core.data.samples import TextSample
@@ -41,6 +42,8 @@ def open_memory(path: Path, family: str, embodiment: str | None) -> MemoryDatase
         return MemoryTexts(path.stem, family, about["texts"])
     if "mistake" in about:
         raise UserError(about["mistake"])
+    if "scenes" in about:
+        return demonstrations(about["scenes"], about["episodes"], about.get("steps", 9), path.stem)
     data = healthy(about["episodes"], seed=about.get("seed", 0), steps=about.get("steps", 12))
     if "tag" in about:
         data.contract = contract(prompt=PromptSpec(about["tag"], "dual arms"))

@@ -12,7 +12,7 @@ from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.sim.demonstration import Demonstration
 from qwen_vla_core.sim.grounding import Grid, intention, questions
-from qwen_vla_core.sim.randomize import COLOURS
+from qwen_vla_core.sim.scenes import CLASSES
 from qwen_vla_core.sim.state import SceneState
 from qwen_vla_core.training import demonstrations
 from qwen_vla_core.training.demonstrations import START_STEPS, Demonstrations
@@ -105,17 +105,19 @@ def test_every_view_is_labelled_with_the_cells_of_its_visible_cubes(
     batch, grid = data.cells(np.random.default_rng(0), 20, Grid(3, 4)), Grid(3, 4)
     views = data.robot.views
     assert data.picture_size == (96, 128) and batch.images_nhwc.shape == (20 * len(views), 96, 128, 3)
-    assert batch.occupied.shape == (60, 12, 3) and batch.inside.shape == (60, 12, 3, 2)
+    kinds = len(CLASSES)
+    assert batch.occupied.shape == (60, 12, kinds) and batch.inside.shape == (60, 12, kinds, 2)
+    assert (batch.applies == [name.endswith(" cube") for name in CLASSES]).all()
     assert batch.occupied.any() and ((batch.inside >= 0) & (batch.inside <= 1)).all()
     scenes = [SceneState.from_dict(episode.scene(t)) for episode in episodes for t in range(len(episode))]
-    known = {view: [np.zeros((12, 3))] for view in views}
+    known = {view: [np.zeros((12, kinds))] for view in views}
     for scene in scenes:
         for view in views:
-            table = np.zeros((12, 3))
+            table = np.zeros((12, kinds))
             for cube in scene.cubes:
                 if view in cube.visible:
                     row, column = grid.cell(cube.pixels[view])
-                    table[4 * row + column, COLOURS.index(cube.colour)] = 1
+                    table[4 * row + column, CLASSES.index(f"{cube.colour} cube")] = 1
             known[view].append(table)
     for index, occupied in enumerate(batch.occupied):
         assert any(np.array_equal(occupied, table) for table in known[views[index % len(views)]])
