@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
@@ -18,13 +19,22 @@ Evaluate = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class PpoConfig:
-    """The published hyper-parameters; the last four are our choice."""
+    """The published hyper-parameters, and what was not published.
+
+    ``timeouts: bootstrap`` suits tasks without a time limit of their own. Where only success before the limit counts it
+    rewards dawdling: a linear value of frozen features cannot see how little time is left, tends to 1 and makes a
+    failure worth as much as a success (measured; docs/training.md).
+    """
 
     gamma: float = field(default=0.99, metadata=doc("Discount per chunk [P].", minimum=0.0, maximum=1.0))
     gae_lambda: float = field(default=0.95, metadata=doc("λ of the advantages [P].", minimum=0.0, maximum=1.0))
     clip: float = field(default=0.2, metadata=doc("Clip range of ratios and values [P].", exclusive_minimum=0.0))
     epochs: int = field(default=4, metadata=doc("Passes over the decisions of an iteration [P].", minimum=1))
     value_weight: float = field(default=1.0, metadata=doc("c_v, weight of the value loss [P].", minimum=0.0))
+    timeouts: Literal["failure", "bootstrap"] = field(
+        default="failure",
+        metadata=doc("What the end of the time is: the end, as evaluations count it [O], or the last value [X]."),
+    )
     minibatches: int = field(
         default=4, metadata=doc("Optimizer steps per pass; each takes its share of the decisions [O].", minimum=1)
     )
@@ -63,8 +73,8 @@ def gae(
     Args:
         rewards: of its T decisions.
         values: expected before each of them.
-        last_value: what was still to be expected at its end: 0 where it ended, the value of the last observation where
-            only the time ran out.
+        last_value: what was still to be expected at its end: 0 where it ended, with ``timeouts: bootstrap`` the value
+            of the last observation where only the time ran out.
         gamma: discount.
         gae_lambda: λ.
 
@@ -125,7 +135,8 @@ def optimise(
     Args:
         evaluate: (n,) indices of decisions → log-probabilities and values (n,) under the current weights.
         decisions: of this iteration.
-        optimizer: of what is trained.
+        optimizer: of what is trained. Its groups are clipped one by one: the gradient of the value, large while little
+            is known, must not scale down that of the policy.
         config: see there.
         generator: decides the minibatches.
         split: divides a minibatch's indices into parts that are evaluated one after another (memory; several robots).
@@ -138,7 +149,6 @@ def optimise(
     Raises:
         FloatingPointError: a loss or gradient that is not finite; the weights have not been touched by it.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sums: dict[str, float] = {}
     updates = 0
     for _ in range(config.epochs):
@@ -153,7 +163,8 @@ def optimise(
                 for key, value in terms.items():
                     found[key] += float(value.detach()) / len(minibatch)
             found["loss"] = found["policy_loss"] + config.value_weight * found["value_loss"]
-            found["grad_norm"] = float(nn.utils.clip_grad_norm_(parameters, config.clip_norm))
+            norms = [_clip(group["params"], config.clip_norm) for group in optimizer.param_groups]
+            found["grad_norm"] = sum(norm**2 for norm in norms) ** 0.5
             if not torch.isfinite(torch.tensor(list(found.values()))).all():
                 raise FloatingPointError("the loss or its gradient is not finite")
             if config.target_kl is not None and found["kl"] > config.target_kl:
@@ -178,6 +189,10 @@ def _part(evaluate: Evaluate, decisions: Decisions, part: torch.Tensor, config: 
         "kl": divergence_terms(log_prob, old).sum(),
         "clip_fraction": outside.float().sum(),
     }
+
+
+def _clip(parameters: list[nn.Parameter], most: float) -> float:
+    return float(nn.utils.clip_grad_norm_(parameters, most))
 
 
 def _averages(sums: dict[str, float], last: dict[str, float], updates: int) -> dict[str, float]:
