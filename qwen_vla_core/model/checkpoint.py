@@ -44,6 +44,7 @@ def save_checkpoint(
     folder: str | Path,
     dtype: torch.dtype | None = None,
     provenance: Mapping[str, Any] | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Writes the folder atomically, replacing an existing checkpoint.
 
@@ -52,6 +53,7 @@ def save_checkpoint(
         folder: target; its parent is created.
         dtype: of the stored floating-point weights; None keeps the policy's.
         provenance: recipe, steps, seeds, commit … stored as given in config.json.
+        weights: name → tensor, where they are elsewhere than in the policy (a sharded one, or their moving average).
 
     Raises:
         UserError: an embodiment has no stats, or the target exists and is no checkpoint.
@@ -64,7 +66,7 @@ def save_checkpoint(
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _write_parts(policy, temporary, dtype, provenance or {})
+        _write_parts(policy, temporary, dtype, provenance or {}, weights)
         temporary.chmod(0o755)
         for path in [*temporary.rglob("*"), temporary]:
             fsync(path)
@@ -146,7 +148,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def _write_parts(policy: QwenVLA, folder: Path, dtype: torch.dtype | None, provenance: Mapping[str, Any]) -> None:
+def _write_parts(
+    policy: QwenVLA,
+    folder: Path,
+    dtype: torch.dtype | None,
+    provenance: Mapping[str, Any],
+    whole: Mapping[str, torch.Tensor] | None,
+) -> None:
     stats = {
         name: {"action": policy.embodiment_stats(name).action.to_dict(), "state": policy.stats[name].state.to_dict()}
         for name in policy.embodiments
@@ -155,7 +163,7 @@ def _write_parts(policy: QwenVLA, folder: Path, dtype: torch.dtype | None, prove
     for name, embodiment in policy.embodiments.items():
         atomic_write_text(folder / EMBODIMENTS / f"{name}.yaml", embodiment.source_text)
     policy.processor.save_pretrained(folder)
-    weights = _weights(policy, dtype)
+    weights = _weights(policy, dtype, whole)
     weights_id = _weights_id(weights)
     save_file(weights, str(folder / WEIGHTS), metadata={"format": "pt", "weights_id": weights_id})
     model = {**policy.config.to_dict(), "backbone": policy.backbone.config_dict()}
@@ -173,14 +181,15 @@ def _write_parts(policy: QwenVLA, folder: Path, dtype: torch.dtype | None, prove
     )
 
 
-def _weights(policy: QwenVLA, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+def _weights(
+    policy: QwenVLA, dtype: torch.dtype | None, whole: Mapping[str, torch.Tensor] | None
+) -> dict[str, torch.Tensor]:
     """Every tensor once: a tied head is stored as the embedding it shares."""
     weights: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in policy.state_dict().items():
-        if tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
+    stored = policy.state_dict(keep_vars=True)
+    buffers = {name: value for name, value in policy.named_buffers() if name in stored}
+    for name, value in {**dict(policy.named_parameters()), **buffers}.items():
+        tensor = value if whole is None else whole.get(name, value)
         convert = dtype is not None and tensor.is_floating_point()
         weights[name] = tensor.detach().to("cpu", dtype if convert else tensor.dtype).contiguous()
     return weights

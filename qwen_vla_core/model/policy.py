@@ -200,8 +200,8 @@ class QwenVLA(nn.Module):
             noise: (B·repeat, H, K); default: drawn with ``generator``.
             tau: (B·repeat, H) or (B·repeat, 1) flow times; default: one per draw, from the configured sampler.
             generator: makes the default draws reproducible.
-            prefix: (B·repeat,) long, how many first actions of each draw are given instead of predicted: their flow time
-                is 0 and they are in no loss (trained real-time chunking [X]). Default: none.
+            prefix: (B·repeat,) long, how many first actions of each draw are given instead of predicted: their flow
+                time is 0 and they are in no loss (trained real-time chunking [X]). Default: none.
             hidden: the backbone's reading of this batch, where it is known already (T2A, frozen backbone).
 
         Returns:

@@ -19,6 +19,7 @@ from qwen_vla_core.training.distributed import Ranks, all_sum, clip_gradients
 from qwen_vla_core.training.feed import StepBatch, forward_arguments
 from qwen_vla_core.training.optim import build_optimizer, parameter_groups, scale_at, set_rates
 from qwen_vla_core.training.parallel import accumulating, autocast
+from qwen_vla_core.training.peak import Peak, utilisation
 from qwen_vla_core.training.stage_recipe import StageRecipe
 from qwen_vla_core.training.state import Average, restore_state, save_state
 
@@ -43,22 +44,22 @@ class Task(Protocol):
 
     def counts(self, part: Part) -> dict[str, int]: ...
 
+    def flops(self, part: Part) -> float: ...
+
 
 @dataclass(frozen=True)
 class Hooks:
-    """What happens beside learning, on the first rank only.
+    """What happens beside learning.
 
     Attributes:
-        saved: called with (step, averaged weights in place) after every saved state.
-        logged: called with every log row.
-        flops_per_step: model FLOPs of a batch; None = unknown.
-        peak_flops: of all devices together; None = unknown.
+        saved: called on all ranks with the step after every saved state, the averaged weights in place.
+        logged: called on the first rank with every log row.
+        peak: of one device, for its utilisation; None = unknown.
     """
 
     saved: Callable[[int], None] = lambda step: None
     logged: Callable[[dict[str, Any]], None] = lambda row: None
-    flops_per_step: Callable[[StepBatch], float] | None = None
-    peak_flops: float | None = None
+    peak: Peak | None = None
 
 
 def run(
@@ -93,7 +94,7 @@ def run(
     average = Average(task.learner, spec.average)
     first = restore_state(out, task.learner, optimizer, average, provenance)
     began, recent = time.monotonic(), dict[str, float]()
-    log = _Log(out / LOG_FILE, recipe.stage, ranks, hooks)
+    log = _Log(out / LOG_FILE, recipe.stage, ranks, hooks, task)
     bar = tqdm(
         total=recipe.steps, initial=first, desc=recipe.stage, disable=not (progress and ranks.first), mininterval=1
     )
@@ -148,8 +149,8 @@ def _gradients(task: Task, batch: StepBatch, recipe: StageRecipe, ranks: Ranks) 
 class _Log:
     """Rows of ``log.jsonl``, every ``log_every`` steps."""
 
-    def __init__(self, path: Path, stage: str, ranks: Ranks, hooks: Hooks) -> None:
-        self.path, self.stage, self.ranks, self.hooks = path, stage, ranks, hooks
+    def __init__(self, path: Path, stage: str, ranks: Ranks, hooks: Hooks, task: Task) -> None:
+        self.path, self.stage, self.ranks, self.hooks, self.task = path, stage, ranks, hooks, task
         self._since = time.monotonic()
         self._samples, self._tokens, self._flops = 0, 0, 0.0
         self._losses: dict[str, list[float]] = {}
@@ -159,8 +160,8 @@ class _Log:
             self._losses.setdefault(key, []).append(value)
         self._samples += batch.samples
         self._tokens += batch.tokens
-        if self.hooks.flops_per_step is not None:
-            self._flops += self.hooks.flops_per_step(batch)
+        if self.hooks.peak is not None:
+            self._flops += sum(self.task.flops(part) for part in batch.parts)
 
     def write(self, step: int, norm: float, rates: Mapping[str, float]) -> None:
         """One row, losses averaged since the row before; every rank calls it, the first one writes."""
@@ -172,7 +173,7 @@ class _Log:
         self._losses.clear()
         if not self.ranks.first:
             return
-        peak = self.hooks.peak_flops
+        used = utilisation(done["flops"] / self.ranks.world, seconds, self.hooks.peak)
         row = {
             "stage": self.stage,
             "step": step,
@@ -181,7 +182,7 @@ class _Log:
             **{f"lr_{part}": rate for part, rate in rates.items()},
             "samples_per_s": round(done["samples"] / seconds, 2),
             "tokens_per_s": round(done["tokens"] / seconds, 1),
-            "mfu": round(done["flops"] / seconds / peak, 4) if peak and done["flops"] else None,
+            "mfu": None if used is None else round(used, 4),
             "seconds": round(seconds, 3),
         }
         with self.path.open("a", encoding="utf-8") as file:

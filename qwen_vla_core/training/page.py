@@ -14,7 +14,7 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_json
 from qwen_vla_core.training.stage_recipe import StageRecipe, load_stage
 
-RESULT = "result.json"
+RESULT, CURVES = "result.json", "curves.png"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _run(page: Page, recipe: StageRecipe, args: argparse.Namespace, ranks: Any) 
     import tempfile
 
     from qwen_vla_core.training import engine, stage
-    from qwen_vla_core.training.curves import plot_runs
+    from qwen_vla_core.training.peak import peak_of
 
     out = args.out or Path(tempfile.mkdtemp())
     checkpoint = args.checkpoint or out / "checkpoint"
@@ -104,18 +104,66 @@ def _run(page: Page, recipe: StageRecipe, args: argparse.Namespace, ranks: Any) 
                 print(f"{recipe.stage}: done already: {checkpoint}")
             return 0
         task = page.task(opened)
-
-        def saved(step: int) -> None:
-            opened.export(checkpoint, {"stage": recipe.stage, "step": step})
-            if (out / engine.LOG_FILE).exists():
-                plot_runs([out], out / "curves.png")
-
-        hooks = engine.Hooks(saved=saved)
-        result = engine.run(task, recipe, ranks, out, opened.provenance, hooks, progress=not args.json)
+        with _Beside(opened, checkpoint) as beside:
+            hooks = engine.Hooks(beside.saved, beside.logged, peak_of(ranks.device))
+            result = engine.run(task, recipe, ranks, out, opened.provenance, hooks, progress=not args.json)
         if ranks.first:
             atomic_write_json(done, {"provenance": opened.provenance, **result})
             _report(args, recipe, out, checkpoint, result)
     return 0
+
+
+class _Beside:
+    """What a run does beside learning: checkpoints, curves, TensorBoard, closed-loop episodes."""
+
+    def __init__(self, opened: Any, checkpoint: Path) -> None:
+        from qwen_vla_core.training.evaluation import parse_worlds
+        from qwen_vla_core.training.state import latest, read_progress
+
+        self.opened, self.checkpoint = opened, checkpoint
+        recipe, out = opened.recipe, opened.out
+        self.worlds = parse_worlds(recipe.evaluate.embodiments) if recipe.evaluate is not None else []
+        state = latest(out)
+        self.step = read_progress(state)[0] if state is not None else 0
+        self.board: Any = None
+
+    def __enter__(self) -> _Beside:
+        if self.opened.recipe.tensorboard and self.opened.ranks.first:
+            from qwen_vla_core.training.tensorboard import FOLDER, TensorBoardLog
+
+            self.board = TensorBoardLog(self.opened.out / FOLDER, self.step)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.board is not None:
+            self.board.close()
+
+    def logged(self, row: dict[str, Any]) -> None:
+        """Every row of the log."""
+        if self.board is not None:
+            self.board.row(row)
+
+    def saved(self, step: int) -> None:
+        """After every saved state: a checkpoint and curves; where the recipe asks for them, episodes."""
+        from qwen_vla_core.training.curves import plot_runs
+        from qwen_vla_core.training.distributed import barrier
+        from qwen_vla_core.training.engine import LOG_FILE
+        from qwen_vla_core.training.evaluation import evaluate_checkpoint, record_evaluations
+
+        recipe, out = self.opened.recipe, self.opened.out
+        before, self.step = self.step, step
+        self.opened.export(self.checkpoint, {"stage": recipe.stage, "step": step})
+        if self.opened.ranks.first:
+            spec = recipe.evaluate
+            if spec is not None and (step // spec.every > before // spec.every or step == recipe.steps):
+                films = out / "films" if spec.video else None
+                rows = evaluate_checkpoint(self.checkpoint, self.worlds, spec.episodes, video_folder=films)
+                for row in record_evaluations(out, step, rows, recipe.stage):
+                    if self.board is not None:
+                        self.board.evaluation(row)
+            if (out / LOG_FILE).exists():
+                plot_runs([out], out / CURVES)
+        barrier()
 
 
 def _report(args: argparse.Namespace, recipe: StageRecipe, out: Path, checkpoint: Path, result: dict[str, Any]) -> None:
@@ -123,4 +171,4 @@ def _report(args: argparse.Namespace, recipe: StageRecipe, out: Path, checkpoint
         print(json.dumps({"recipe": recipe.to_json(), "checkpoint": str(checkpoint), **result}, indent=2))
         return
     losses = ", ".join(f"{key} {value:.4f}" for key, value in result.items() if key not in ("steps", "seconds"))
-    print(f"{recipe.stage}: {result['steps']} steps, {losses}; checkpoint {checkpoint}, curves {out / 'curves.png'}")
+    print(f"{recipe.stage}: {result['steps']} steps, {losses}; checkpoint {checkpoint}, curves {out / CURVES}")

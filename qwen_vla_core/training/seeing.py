@@ -10,6 +10,7 @@ from torch import nn
 from qwen_vla_core.data.scene_cells import SceneCells
 from qwen_vla_core.model.policy import QwenVLA
 from qwen_vla_core.training.feed import StepBatch
+from qwen_vla_core.training.flops import FlopModel, Work
 from qwen_vla_core.training.optim import freeze
 from qwen_vla_core.training.parallel import replicated
 from qwen_vla_core.training.stage import Stage
@@ -26,6 +27,7 @@ class SeeingTask:
         for name, parameter in stage.policy.backbone.visual.named_parameters():
             if "deepstack" in name:  # these speak to the language model's first layers, which nobody asks here
                 parameter.requires_grad_(False)
+        self._flops = FlopModel.of(stage.policy)
         spec = recipe.loader
         datasets = list({source.path: source.actions for source in stage.mixture.sources}.values())
         self._cells = SceneCells(
@@ -50,6 +52,11 @@ class SeeingTask:
     def counts(self, part: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Answers in a micro-batch."""
         return cell_counts(part)
+
+    def flops(self, part: Mapping[str, torch.Tensor]) -> float:
+        """Model FLOPs of a micro-batch, forward and backward; the head's are left out."""
+        frames = tuple(int(height * width) for _, height, width in part["image_grid_thw"].tolist())
+        return float(self._flops.vision(Work((), frames, answers=0, contexts=(), states=0, horizons=())))
 
 
 class _Tower(nn.Module):

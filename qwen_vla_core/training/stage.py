@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from qwen_vla_core.data.loader import MixtureLoader
 from qwen_vla_core.data.mixture import Mixture
@@ -24,9 +25,12 @@ from qwen_vla_core.model.policy import QwenVLA, Stats, loss_counts
 from qwen_vla_core.model.presets import PUBLISHED_BACKBONE, build_from_pretrained, build_tiny
 from qwen_vla_core.training.distributed import Ranks
 from qwen_vla_core.training.feed import Feed, FeedOptions, StepBatch, mixture_stats, sentences
+from qwen_vla_core.training.flops import FlopModel, work_of
+from qwen_vla_core.training.lora import apply_lora, has_lora, merged
 from qwen_vla_core.training.optim import freeze
 from qwen_vla_core.training.parallel import checkpoint_activations, compile_decoder, parallelise
 from qwen_vla_core.training.stage_recipe import StageRecipe
+from qwen_vla_core.training.state import whole_weights
 
 WORDS_STEPS = 40  # batches of each mixture that a new tokenizer reads
 
@@ -74,10 +78,18 @@ class Stage:
         return Feed(self.loader, self.policy, self.stats, options)
 
     def export(self, folder: Path, result: Mapping[str, Any]) -> None:
-        """Writes the weights that the policy has now as a checkpoint; the tiny preset's in half precision."""
+        """Writes the weights that the policy has now as a checkpoint; the tiny preset's in half precision.
+
+        All ranks call it; the first one writes.
+        """
+        sharded = any(isinstance(value, DTensor) for value in self.policy.parameters())
+        weights = whole_weights(self.policy) if sharded else None
+        if not self.ranks.first:
+            return
         provenance = {"recipe": self.recipe.to_json(), "result": dict(result), "torch": torch.__version__}
         dtype = torch.float16 if self.policy.config.preset == "tiny" else torch.bfloat16
-        save_checkpoint(self.policy, folder, dtype=dtype, provenance=provenance)
+        with merged(self.policy) if has_lora(self.policy) else nullcontext():
+            save_checkpoint(self.policy, folder, dtype=dtype, provenance=provenance, weights=weights)
 
 
 @contextmanager
@@ -166,7 +178,11 @@ class PolicyTask:
     def __init__(self, stage: Stage) -> None:
         """Freezes what has no rate and spreads the policy over the ranks."""
         recipe, ranks = stage.recipe, stage.ranks
+        if recipe.lora is not None:
+            apply_lora(stage.policy, recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout, recipe.seed)
         freeze(stage.policy, vars(recipe.optim.rates))
+        self._flops = FlopModel.of(stage.policy)
+        self._draws = recipe.loss.draws
         if recipe.scale.compile:
             compile_decoder(stage.policy)
         if recipe.scale.recompute:
@@ -183,3 +199,7 @@ class PolicyTask:
     def counts(self, part: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """Samples with actions, with waypoints, and answer tokens."""
         return loss_counts(part)
+
+    def flops(self, part: Mapping[str, torch.Tensor]) -> float:
+        """Model FLOPs of a micro-batch, forward and backward."""
+        return float(self._flops.total(work_of(part, self._draws)))

@@ -160,6 +160,7 @@ class StageRecipe:
     scale: ScaleSpec = field(default_factory=ScaleSpec, metadata=doc("How the work is spread."))
     lora: LoraSpec | None = field(default=None, metadata=doc("Adapters on the backbone; default: none."))
     evaluate: EvaluateSpec | None = field(default=None, metadata=doc("Episodes during training; default: none."))
+    tensorboard: bool = field(default=False, metadata=doc("TensorBoard events beside the log."))
     seed: int = field(default=0, metadata=doc("Of weights, samples, noise.", minimum=0))
     log_every: int = field(default=20, metadata=doc("Steps between log lines.", minimum=1))
     save_every: int = field(default=500, metadata=doc("Steps between saved states.", minimum=1))
@@ -180,7 +181,7 @@ class StageRecipe:
     def hash(self) -> str:
         """SHA-256 of every choice that changes what is learnt; how it is spread and logged is left out."""
         plain = self.to_json()
-        for key in ("scale", "evaluate", "log_every", "save_every", "description"):
+        for key in ("scale", "evaluate", "tensorboard", "log_every", "save_every", "description"):
             del plain[key]
         for key in ("workers", "prefetch", "cache_mb"):
             del plain["loader"][key]
@@ -244,6 +245,8 @@ def _check(recipe: StageRecipe, parser: NodeParser) -> None:
         parser.fail("optim.rates.decoder", "stage 0 has no actions", "leave it at 0")
     if recipe.scale.parallel == "fsdp2" and not recipe.scale.together:
         parser.fail("scale.together", "every rank of fsdp2 has to do the same passes", "leave it true, or use ddp")
+    if recipe.lora is not None and recipe.scale.parallel == "fsdp2":
+        parser.fail("lora", "adapters are not sharded", "use scale.parallel: ddp; the frozen weights need no gradients")
     if recipe.lora is not None and rates.vision:
         parser.fail("optim.rates.vision", "with `lora` the tower's weights stay", "leave it at 0")
     if recipe.model.pretrained is not None and recipe.model.preset == "tiny":
