@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--replan-hz", type=float, default=5.0, help="with --latency-ms: looks per second (default: 5)")
     parser.add_argument("--blend-ms", type=float, default=200.0, help="with --latency-ms: fade between chunks (200)")
+    parser.add_argument(
+        "--told",
+        metavar="EMBODIMENT",
+        help="speak of another of the checkpoint's robots in the prompt (a wrong prompt)",
+    )
     parser.add_argument("--language", action="store_true", help="also ask for another object in the same scene")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, CUDA where there is one"
@@ -93,6 +98,8 @@ def _check(args: argparse.Namespace) -> None:
     if args.task not in (None, "all", *(known := world_class(robot.simulation.world).task_names)):
         raise UserError(f"--task {args.task}: use one of {', '.join(known)}, all")
     drives = read_config(resolve_checkpoint(args.checkpoint))["embodiments"]
+    if args.told is not None and args.told not in drives:
+        raise UserError(f"--told {args.told}: this checkpoint drives {', '.join(drives)}")
     if len(drives) > 1 and robot.name not in drives:
         raise UserError(f"--embodiment {robot.name}: this checkpoint drives {', '.join(drives)}")
 

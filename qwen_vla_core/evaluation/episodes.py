@@ -32,6 +32,7 @@ class Settings:
         flow_steps: Euler steps; None for the checkpoint's.
         timeout: simulated seconds per episode; None for the world's.
         language: also ask for another object in the same scene.
+        told: the robot that the prompt speaks of; None: the one that is driven.
         device: ``auto``, ``cpu`` or ``cuda``.
         latency_ms: how late chunks are; None: the world waits for the policy.
         replan_hz: with ``latency_ms``, looks per second.
@@ -45,6 +46,7 @@ class Settings:
     flow_steps: int | None = None
     timeout: float | None = None
     language: bool = False
+    told: str | None = None
     device: str = "auto"
     latency_ms: float | None = None
     replan_hz: float = 5.0
@@ -90,7 +92,7 @@ class Evaluator:
     ) -> EpisodeResult:
         self.generator.manual_seed(seed)
         settings = self.settings
-        sampler = _Sampler(self.policy, self.embodiment.name, settings.flow_steps, self.generator)
+        sampler = _Sampler(self.policy, self.embodiment.name, settings.flow_steps, self.generator, settings.told)
         common: dict[str, Any] = {
             "seed": seed,
             "instruction": instruction,
@@ -109,13 +111,17 @@ class Evaluator:
 class _Sampler:
     """A policy with its robot, its number of Euler steps and its noise source fixed."""
 
-    def __init__(self, policy: Any, embodiment: str, steps: int | None, generator: Any) -> None:
-        self.policy, self.steps, self.generator = policy, steps, generator
+    def __init__(
+        self, policy: Any, embodiment: str, steps: int | None, generator: Any, told: str | None = None
+    ) -> None:
+        self.policy, self.steps, self.generator, self.told = policy, steps, generator, told
         # A checkpoint of one robot drives whatever has its channels; one of several has to be told which.
         self.embodiment = embodiment if embodiment in policy.embodiments or len(policy.embodiments) > 1 else None
 
     def predict(self, observation: Any) -> Any:
-        return self.policy.predict(observation, self.embodiment, steps=self.steps, generator=self.generator)
+        return self.policy.predict(
+            observation, self.embodiment, steps=self.steps, generator=self.generator, told=self.told
+        )
 
 
 def film_episodes(

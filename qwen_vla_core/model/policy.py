@@ -130,6 +130,7 @@ class QwenVLA(nn.Module):
         actions_bhc: np.ndarray | None = None,
         step_mask_bh: np.ndarray | None = None,
         turns: Sequence[tuple[tuple[str, str], ...]] | None = None,
+        told: str | None = None,
     ) -> dict[str, torch.Tensor]:
         """Observations of one robot → a batch on the model's device; the same code for training and inference.
 
@@ -139,6 +140,8 @@ class QwenVLA(nn.Module):
             actions_bhc: (B, H, c) targets in channel units (training).
             step_mask_bh: (B, H) bool, False where a target lies behind the episode's end; default all real.
             turns: per observation, (question, answer) pairs that follow the prompt (see ``Sample``).
+            told: name of the robot that the prompt speaks of; None = the same. Another one is a wrong prompt, to see
+                whether prompts matter.
 
         Raises:
             UserError: a view of the embodiment is missing, or the state has another length.
@@ -157,7 +160,7 @@ class QwenVLA(nn.Module):
             rows.append(
                 ActionRow(
                     images={view: observation.images[view] for view in robot.views},
-                    prompt=build_prompt(robot, observation.instruction),
+                    prompt=build_prompt(robot if told is None else self.embodiment(told), observation.instruction),
                     state=stats.state.normalize(self._checked_state(observation, robot)),
                     channels=len(robot.channels),
                     actions_hc=None if targets is None else targets[index],
@@ -314,9 +317,11 @@ class QwenVLA(nn.Module):
         hidden = hidden.to(self.decoder.context_in.weight.dtype)
         return self.decoder.embed_context(hidden, positions, mask, batch.get("state"))
 
-    def preprocess(self, observation: Observation, embodiment: str | None = None) -> dict[str, torch.Tensor]:
-        """One observation → inputs on the model's device."""
-        return self.collate([observation], embodiment)
+    def preprocess(
+        self, observation: Observation, embodiment: str | None = None, told: str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """One observation → inputs on the model's device; ``told`` as in ``collate``."""
+        return self.collate([observation], embodiment, told=told)
 
     def encode(self, inputs: Batch) -> Context:
         """Backbone, then the decoder's cached keys and values."""
@@ -387,6 +392,7 @@ class QwenVLA(nn.Module):
         steps: int | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        told: str | None = None,
     ) -> ActionChunk:
         """From pictures, state and instruction to H actions.
 
@@ -396,11 +402,12 @@ class QwenVLA(nn.Module):
             steps: Euler steps; default from the configuration.
             noise: (1, H, K) starting noise.
             generator: makes the default noise reproducible.
+            told: as in ``collate``.
 
         Raises:
             UserError: a view is missing, the state has another length, or the robot is unknown.
         """
-        inputs = self.preprocess(observation, embodiment)
+        inputs = self.preprocess(observation, embodiment, told)
         horizon = self.embodiment(embodiment).control.horizon
         chunk = self.denoise(self.encode(inputs), inputs, horizon, steps, noise, generator)
         return self.postprocess(chunk[0], observation, embodiment)

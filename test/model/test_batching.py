@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.model.batching import ActionRow, Row, collate_rows
 from qwen_vla_core.model.policy import QwenVLA, loss_counts
 from qwen_vla_core.model.processor import Sample
@@ -82,3 +83,14 @@ def test_state_as_text_stands_in_the_prompt(make_policy: Callable[..., QwenVLA])
     batch = collate_rows(policy.processor, policy.config, [row])
     assert "go. State: 0 128 255." in policy.processor.tokenizer.decode(batch["input_ids"][0])
     assert "state" not in batch
+
+
+def test_a_wrong_prompt_speaks_of_another_robot(
+    make_policy: Callable[..., QwenVLA], observe: Callable[..., object]
+) -> None:
+    policy = make_policy()
+    policy.add_embodiment(load_embodiment("widowx"))
+    right, wrong = (policy.collate([observe()], "aloha", told=told) for told in (None, "widowx"))  # type: ignore[list-item]
+    texts = [policy.processor.tokenizer.decode(batch["input_ids"][0]) for batch in (right, wrong)]
+    assert "The robot is ALOHA with dual arms" in texts[0] and "The robot is WidowX with single arm" in texts[1]
+    assert right["image_grid_thw"].equal(wrong["image_grid_thw"]) and right["channel_mask"].equal(wrong["channel_mask"])
