@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# One policy for ALOHA, WidowX and a mobile base, from nothing: demonstrations, stage 0, T2A, CPT, SFT, RL.
+#   training/generalist.sh [OUT]            (OUT: runs/generalist; data goes to data/)
+# Every step goes on where it was interrupted, and is skipped once it is done. PROCESSES: training processes (default: one
+# per CUDA device, else one per core, at most 4); WORKERS: processes that record demonstrations (default: cores).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-runs/generalist}
+bin=.venv/bin
+recipes=training/recipes/generalist
+export OMP_NUM_THREADS=1
+workers=${WORKERS:-$(nproc)}
+devices=$("$bin/python" -c 'import torch; print(torch.cuda.device_count())')
+processes=${PROCESSES:-$(( devices > 0 ? devices : ($(nproc) < 4 ? $(nproc) : 4) ))}
+
+say() { printf '\n== %s (%d min)\n' "$1" $((SECONDS / 60)); }
+demos() { "$bin/qwen-vla" sim demos --embodiment "$1" --task "$2" --episodes "$3" --noise 0.7 --out "data/$4" --workers "$workers"; }
+stage() { # page, name of the recipe, stage it goes on from (if any)
+  say "$2"
+  "$bin/python" -m torch.distributed.run --standalone --nproc_per_node "$processes" "training/$1.py" \
+    --recipe "$recipes/$2.yaml" --out "$out/$2" ${3:+--from "$out/$3/checkpoint"}
+}
+
+say "demonstrations"
+demos aloha pick 1700 aloha_pick
+demos aloha transfer 900 aloha_transfer
+demos widowx place 1200 widowx_place
+demos mobile_base all 1500 rooms_all
+"$bin/qwen-vla" data t2a --count 4000 --out data/t2a --workers "$workers"
+
+stage vision vision
+stage grounding where vision
+stage grounding requests where
+stage t2a t2a requests
+stage cpt cpt t2a
+stage sft sft cpt
+say "done: $out/sft/checkpoint"
+"$bin/qwen-vla" train plot "$out" --out "$out/curves.png"
