@@ -9,6 +9,9 @@ from __future__ import annotations
 import datetime
 import gc
 import os
+import sys
+import traceback
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -78,11 +81,21 @@ def start(device: str = "auto") -> Ranks:
 
 
 def stop() -> None:
-    """Leaves the process group, all ranks together; the last thing a run does.
+    """Leaves the process group, all ranks together; the last thing a run does, best in a ``finally``.
 
-    PLACEHOLDER
+    gloo's threads drop the tensors of a finished collective a little later, for which they need Python's lock. A thread
+    that asks for it while the interpreter shuts down is ended by force, and C++ then aborts the process ("terminate
+    called without an active exception"), although everything went well. The threads end with the last reference to the
+    group, and ``DistributedDataParallel`` holds one: whoever calls this must have let go of the module, for example by
+    having left the function that made it; cycles are collected here. After an exception nobody is waited for, because
+    the others may be in another collective, or gone: torchrun ends them.
     """
     if not dist.is_initialized():
+        return
+    _, error, trace = sys.exc_info()
+    if error is not None:
+        traceback.clear_frames(trace)
+        gc.collect()
         return
     gc.collect()
     dist.barrier()
@@ -107,17 +120,21 @@ def all_sum(values: Mapping[str, float]) -> dict[str, float]:
         values: the same keys on every rank; give 0.0 for what a rank does not have.
 
     Raises:
-        ValueError: the ranks came with different numbers of keys.
+        ValueError: the ranks came with different keys.
     """
     if not dist.is_initialized():
         return dict(values)
     keys = sorted(values)
-    numbers = torch.tensor([float(len(keys)), *(values[key] for key in keys)], dtype=torch.float64, device=_device())
+    # Padded, so that other keys are an error message and not two ranks waiting for tensors of each other's size.
+    numbers = torch.zeros(-(-(len(keys) + 1) // 32) * 32, dtype=torch.float64)
+    numbers[0] = mark = zlib.crc32("\n".join(keys).encode())
+    numbers[1 : len(keys) + 1] = torch.tensor([float(values[key]) for key in keys], dtype=torch.float64)
+    numbers = numbers.to(_device())
     dist.all_reduce(numbers)
-    count, *sums = numbers.tolist()
-    if count != len(keys) * dist.get_world_size():
+    total, *sums = numbers.tolist()
+    if total != mark * dist.get_world_size():
         raise ValueError(f"all_sum needs the same keys on every rank; here they are {keys}")
-    return dict(zip(keys, sums, strict=True))
+    return dict(zip(keys, sums, strict=False))
 
 
 def first_error(message: str | None) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -19,14 +20,17 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.model.backbone import Backbone
 from qwen_vla_core.model.policy import QwenVLA
-from qwen_vla_core.training.distributed import Ranks
+from qwen_vla_core.training.distributed import Ranks, place
+from qwen_vla_core.training.state import whole_weights
 
 Kind = Literal["ddp", "fsdp2"]
 Precision = Literal["bf16", "fp32"]
@@ -128,6 +132,8 @@ def parallelise(policy: QwenVLA, kind: Kind, ranks: Ranks, precision: Precision 
     """
     if kind not in ("ddp", "fsdp2"):
         raise UserError(f"scale.parallel {kind!r}: use ddp or fsdp2")
+    if kind == "fsdp2" and any("lora_" in name for name, _ in policy.named_parameters()):
+        raise UserError("scale.parallel: adapters (lora) cannot be sharded; use ddp, their states are small")
     policy.to(ranks.device)
     sharded = kind == "fsdp2" and dist.is_initialized()
     model = policy.backbone.model
@@ -141,10 +147,32 @@ def parallelise(policy: QwenVLA, kind: Kind, ranks: Ranks, precision: Precision 
     if not dist.is_initialized():
         return parts
     if kind == "ddp":
-        return _replicated(parts)
+        return replicated(parts)
     for tensor in (*policy.parameters(), *policy.buffers()):
         dist.broadcast(tensor.data, 0)
     return _sharded(parts, ranks, precision)
+
+
+def whole_policy(policy: QwenVLA) -> QwenVLA | None:
+    """The policy in one piece on the first rank, to save it or to evaluate it there; None on the others.
+
+    All ranks call it. What is not sharded is given as it is; slices are gathered into a new policy on the CPU.
+    """
+    rank, _ = place()
+    if not any(isinstance(parameter, DTensor) for parameter in policy.parameters()):
+        return policy if rank == 0 else None
+    weights = whole_weights(policy)
+    if rank > 0:
+        return None
+    backbone = Backbone.from_config(policy.backbone.config_dict(), initialise=False)
+    with torch.random.fork_rng(devices=[]):
+        whole = QwenVLA(policy.config, backbone, policy.processor, policy.embodiments, policy.stats)
+    own = dict(whole.named_parameters())
+    assert own.keys() == weights.keys()
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(weights[name])
+    return whole.train(policy.training)
 
 
 @contextlib.contextmanager
@@ -174,7 +202,10 @@ def checkpoint_activations(policy: QwenVLA) -> None:
     The backbone's text layers and vision blocks use transformers' own checkpointing (in training mode only), the
     decoder's blocks torch's.
     """
-    policy.backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = policy.backbone.model
+    # Later versions of transformers renamed it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     for block in policy.decoder.blocks:
         for name in ("forward", "context_step"):
             setattr(block, name, _recomputed(getattr(block, name)))
@@ -204,13 +235,17 @@ def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _replicated(parts: EveryPart) -> nn.Module:
-    replicated = DistributedDataParallel(parts, gradient_as_bucket_view=True, broadcast_buffers=False)
-    replicated.register_comm_hook(None, _sum_gradients)
-    return replicated
+def replicated(parts: nn.Module) -> nn.Module:
+    """A module with the same parameters on every rank, whose gradients are sums; every parameter must be in use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the new name of broadcast_buffers is not in older versions
+        module = DistributedDataParallel(parts, gradient_as_bucket_view=True, broadcast_buffers=False)
+    # A lambda, because DDP compares the hook's annotations with types, and ours are strings.
+    module.register_comm_hook(None, lambda state, bucket: _summed(bucket))
+    return module
 
 
-def _sum_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _summed(bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """DDP's own reduction divides by the number of ranks; here losses are divided by global counts already."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
@@ -219,6 +254,8 @@ def _sum_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future
 
 def _sharded(parts: EveryPart, ranks: Ranks, precision: Precision) -> nn.Module:
     policy = parts.policy
+    # The blocks' parts return views; nothing is computed in place on them.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     half = torch.bfloat16 if precision == "bf16" and ranks.device.type == "cuda" else None
     # Autocast decides what is computed in bfloat16; inputs are not cast, or targets and flow times would lose digits.
     settings: dict[str, Any] = {

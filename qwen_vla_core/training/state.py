@@ -143,7 +143,7 @@ def whole_weights(model: nn.Module, average: Average | None = None) -> dict[str,
         if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor()
         if rank == 0:
-            weights[name] = tensor.cpu()
+            weights[name] = tensor.to("cpu", copy=True)
     return weights
 
 
