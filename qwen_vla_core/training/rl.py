@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.evaluation.metrics import Rate
-from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, resolve_checkpoint, save_checkpoint
+from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, save_checkpoint
 from qwen_vla_core.model.device import choose_device
 from qwen_vla_core.training.actor_critic import ActorCritic
 from qwen_vla_core.training.flow_sde import SdeConfig
@@ -29,6 +29,7 @@ from qwen_vla_core.training.rl_setup import build_optimizer, groups, places
 from qwen_vla_core.training.rollouts import Decision, Episode, Seat, collect, judge_again, scene_seeds
 from qwen_vla_core.training.run_log import EVALUATIONS, LOG, read_rows
 from qwen_vla_core.training.state import Average, restore_state, save_state
+from qwen_vla_core.training.tensorboard import FOLDER, TensorBoardLog
 from qwen_vla_core.training.world_host import WorldFactory
 from qwen_vla_core.training.world_pool import WorldPool, open_pool
 
@@ -61,7 +62,7 @@ def train_rl(
             last good state and checkpoint stay).
     """
     torch.set_num_threads(recipe.threads)
-    start = resolve_checkpoint(recipe.start_folder())
+    start = recipe.start_folder()
     policy = load_checkpoint(start, choose_device(device)[0])
     seats, factories = places(recipe, policy, worlds or {})
     model = ActorCritic(policy).eval()
@@ -72,9 +73,14 @@ def train_rl(
         recipe.sampling.reduction,
     )
     out.mkdir(parents=True, exist_ok=True)
-    with open_pool(factories, recipe.workers, recipe.workers_backend) as pool:
-        origin = str(read_config(start)["weights_id"])
-        return _Run(recipe, origin, out, checkpoint, model, optimizer, pool, seats, sde, progress).run()
+    origin = str(read_config(start)["weights_id"])
+    identity = {"stage": "rl", "recipe": recipe.identity, "start": origin}
+    first = min(_restore(out, model, optimizer, identity), recipe.iterations)
+    with contextlib.ExitStack() as open_things:
+        board = open_things.enter_context(TensorBoardLog(out / FOLDER, first)) if recipe.tensorboard else None
+        pool = open_things.enter_context(open_pool(factories, recipe.workers, recipe.workers_backend))
+        run = _Run(recipe, identity, out, checkpoint, model, optimizer, pool, seats, sde, board, progress)
+        return run.run(first)
 
 
 class _Run:
@@ -83,7 +89,7 @@ class _Run:
     def __init__(
         self,
         recipe: RlRecipe,
-        origin: str,
+        identity: Mapping[str, Any],
         out: Path,
         checkpoint: Path,
         model: ActorCritic,
@@ -91,16 +97,17 @@ class _Run:
         pool: WorldPool,
         seats: list[Seat],
         sde: SdeConfig,
+        board: TensorBoardLog | None,
         progress: bool,
     ) -> None:
-        self.recipe, self.origin, self.out, self.checkpoint = recipe, origin, out, checkpoint
+        self.recipe, self.identity, self.out, self.checkpoint = recipe, identity, out, checkpoint
         self.model, self.optimizer, self.pool = model, optimizer, pool
-        self.seats, self.sde, self.progress = seats, sde, progress
+        self.seats, self.sde, self.board, self.progress = seats, sde, board, progress
         self.result: dict[str, Any] = {}
 
-    def run(self) -> dict[str, Any]:
+    def run(self, first: int) -> dict[str, Any]:
+        """All iterations from number ``first`` on."""
         recipe, began = self.recipe, time.monotonic()
-        first = min(_restore(self.out, self.model, self.optimizer, self._identity), recipe.iterations)
         if first == 0 and recipe.evaluate is not None:
             self._evaluate(0)
         bar = tqdm(range(first, recipe.iterations), "rl", recipe.iterations, initial=first, disable=not self.progress)
@@ -110,13 +117,15 @@ class _Run:
             last = done == recipe.iterations
             bar.set_postfix_str(f"success {row['success']:.2f}, kl {row['kl']:.4f}")
             _append(self.out / LOG, row)
+            if self.board is not None:
+                self.board.row(row)
             self.result = {"success": row["success"]}
             if recipe.evaluate is not None and (done % recipe.evaluate.every == 0 or last):
                 self._evaluate(done)
             if done % recipe.save_every == 0 or last:
                 if recipe.evaluate is None:
                     self._export(done)
-                _save(self.out, done, self.model, self.optimizer, self._identity)
+                _save(self.out, done, self.model, self.optimizer, self.identity)
         seconds = round(time.monotonic() - began, 1)
         return {"iterations": recipe.iterations, "seconds": seconds, **self.result, "evaluations": self._evaluated()}
 
@@ -126,6 +135,9 @@ class _Run:
         episodes = self._collect(scenes, (recipe.seed, _NOISE, iteration), self.sde, f"iteration {iteration}")
         collected_s = time.monotonic() - began
         decisions, advantages, returns = _targets(episodes, recipe)
+        scale = recipe.scale(iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * scale
         batch = Decisions(
             torch.tensor([d.log_prob for d in decisions]),
             torch.tensor([d.value for d in decisions]),
@@ -157,7 +169,7 @@ class _Run:
             **_shares(episodes),
             "episodes": len(episodes),
             "decisions": len(decisions),
-            **{f"lr_{name}": rate for name, _, rate in groups(recipe, self.model)},
+            **{f"lr_{name}": rate * scale for name, _, rate in groups(recipe, self.model)},
             "samples_per_s": round(len(decisions) / seconds, 2),
             "collect_s": round(collected_s, 2),
             "seconds": round(seconds, 2),
@@ -202,6 +214,8 @@ class _Run:
             rate = Rate(sum(episode.success for episode in own), len(own))
             row = {"stage": "rl", "step": done, "embodiment": robot, "task": None, "success": rate.to_dict()}
             _append(self.out / EVALUATIONS, row)
+            if self.board is not None:
+                self.board.evaluation(row)
         if self._is_best(done):
             self._export(done)
 
@@ -224,14 +238,9 @@ class _Run:
 
     def _export(self, done: int) -> None:
         result = {"iterations": done, **self.result, "evaluated": self._evaluated().get(done)}
-        provenance = {"stage": "rl", "recipe": self.recipe.to_json(), "start": self.origin, "result": result}
+        provenance = {"stage": "rl", "recipe": self.recipe.to_json(), "start": self.identity["start"], "result": result}
         provenance["torch"] = torch.__version__
         save_checkpoint(self.model.policy, self.checkpoint, getattr(torch, self.recipe.export), provenance)
-
-    @property
-    def _identity(self) -> dict[str, Any]:
-        """Which run this is; a saved state of another one is refused."""
-        return {"stage": "rl", "recipe": self.recipe.identity, "start": self.origin}
 
 
 def _targets(episodes: Sequence[Episode], recipe: RlRecipe) -> tuple[list[Decision], torch.Tensor, torch.Tensor]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_json
-from qwen_vla_core.training.page import RESULT, add_arguments
+from qwen_vla_core.training.page import CURVES, RESULT, add_arguments
 
 
 def main(text: str, argv: Sequence[str] | None = None) -> int:
@@ -34,9 +35,13 @@ def execute(args: argparse.Namespace) -> int:
     """Runs (or resumes, or describes) the stage of parsed arguments."""
     from qwen_vla_core.training.rl_recipe import load_rl_recipe
 
-    start = [] if args.start is None else [f"start={json.dumps(_absolute(args.start))}"]
+    start = [f"start={json.dumps(args.start)}"] if args.start else []
     changes = [*args.changes, *start, *(["workers_backend=ray"] if args.ray else [])]
     recipe = load_rl_recipe(args.recipe, changes)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "torchrun: this stage updates in one process and spreads its worlds; use --set workers=N or --ray"
+        )
     if args.out is None and not args.dry_run:
         raise UserError("--out: name a folder for the run")
     from qwen_vla_core.training.curves import plot_runs
@@ -49,14 +54,9 @@ def execute(args: argparse.Namespace) -> int:
     checkpoint = args.checkpoint or args.out / "checkpoint"
     result = train_rl(recipe, args.out, checkpoint, progress=not args.json, device=args.device)
     atomic_write_json(args.out / RESULT, result)
-    plot_runs([args.out], args.out / "curves.png")
+    plot_runs([args.out], args.out / CURVES)
     if args.json:
         print(json.dumps({"recipe": recipe.to_json(), "checkpoint": str(checkpoint), **result}, indent=2))
     else:
-        print(f"rl: {result['iterations']} iterations; checkpoint {checkpoint}, curves {args.out}/curves.png")
+        print(f"rl: {result['iterations']} iterations; checkpoint {checkpoint}, curves {args.out / CURVES}")
     return 0
-
-
-def _absolute(start: str) -> str:
-    """A folder given on the command line is meant from here, not from the recipe's folder."""
-    return str(Path(start).resolve()) if Path(start).is_dir() else start

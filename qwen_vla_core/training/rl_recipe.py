@@ -15,6 +15,8 @@ from typing import Any, Literal
 from qwen_vla_core.embodiment.parse import NodeParser
 from qwen_vla_core.embodiment.spec import doc
 from qwen_vla_core.embodiment.yamlpos import compose, read_text
+from qwen_vla_core.errors import UserError
+from qwen_vla_core.model.checkpoint import resolve_checkpoint
 from qwen_vla_core.training.ppo import PpoConfig
 from qwen_vla_core.training.stage_recipe import _change as change_node
 
@@ -34,12 +36,15 @@ class WorldsSpec:
 
 @dataclass(frozen=True)
 class RlRates:
-    """Learning rates, constant; 0 freezes a part."""
+    """Learning rates; 0 freezes a part."""
 
     vision: float = field(default=0.0, metadata=doc("Vision tower [O].", minimum=0.0))
     language: float = field(default=0.0, metadata=doc("The rest of the backbone [O].", minimum=0.0))
     decoder: float = field(default=5e-6, metadata=doc("Action decoder, the actor [P].", minimum=0.0))
     value: float = field(default=1e-4, metadata=doc("Value head [P].", exclusive_minimum=0.0))
+    shape: Literal["constant", "linear"] = field(
+        default="constant", metadata=doc("Over the iterations: constant, or linear down to 0 [O].")
+    )
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,11 @@ class RlEvaluateSpec:
 class RlRecipe:
     """Everything that makes a run of reinforcement learning repeatable."""
 
-    start: str = field(metadata=doc("Checkpoint to go on from: a folder, from this file's, or a shipped name."))
     worlds: tuple[WorldsSpec, ...] = field(metadata=doc("Per robot."))
     iterations: int = field(metadata=doc("Rounds of collecting and updating.", minimum=1))
+    start: str | None = field(
+        default=None, metadata=doc("Checkpoint to go on from: a folder or a shipped name; default: named by --from.")
+    )
     rounds: int = field(default=8, metadata=doc("Episodes per world and iteration [P].", minimum=1))
     rates: RlRates = field(default_factory=RlRates, metadata=doc("Per part."))
     ppo: PpoConfig = field(default_factory=PpoConfig, metadata=doc("Advantages and updates."))
@@ -91,15 +98,21 @@ class RlRecipe:
     export: Literal["float32", "float16", "bfloat16"] = field(
         default="float32", metadata=doc("How the checkpoint stores its weights.")
     )
+    tensorboard: bool = field(default=False, metadata=doc("TensorBoard events beside the log."))
     seed: int = field(default=0, metadata=doc("Of scenes, noise and minibatches.", minimum=0))
     save_every: int = field(default=1, metadata=doc("Iterations between saved states.", minimum=1))
     description: str = field(default="", metadata=doc("For humans."))
     source: str = field(default="<recipe>", compare=False, metadata=doc("", internal=True))
 
-    def start_folder(self) -> str:
-        """``start`` from the recipe's folder where there is such a folder, else as it is given."""
-        beside = Path(self.source).parent / Path(self.start).expanduser()
-        return str(beside) if beside.is_dir() else self.start
+    def start_folder(self) -> Path:
+        """Where the checkpoint to go on from lies.
+
+        Raises:
+            UserError: there is none, or it is not named.
+        """
+        if self.start is None:
+            raise UserError(f"{self.source}: start: name the checkpoint to go on from (--from)")
+        return resolve_checkpoint(self.start)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for logs and checkpoints."""
@@ -107,11 +120,17 @@ class RlRecipe:
         del plain["source"]
         return plain
 
+    def scale(self, iteration: int) -> float:
+        """Share of the rates that an iteration learns with."""
+        return 1.0 if self.rates.shape == "constant" else 1.0 - iteration / self.iterations
+
     @property
     def identity(self) -> dict[str, Any]:
         """Every choice that changes what is learnt, but not where it runs and for how long."""
         plain = self.to_json()
-        for key in ("iterations", "evaluate", "workers", "workers_backend", "threads", "save_every", "description"):
+        del plain["start"]  # its weights tell better than its name
+        where = ("workers", "workers_backend", "threads", "save_every", "tensorboard", "description")
+        for key in ("evaluate", *where, *(["iterations"] if self.rates.shape == "constant" else [])):
             del plain[key]
         return plain
 

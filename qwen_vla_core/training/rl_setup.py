@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.model.checkpoint import load_checkpoint, resolve_checkpoint
+from qwen_vla_core.model.checkpoint import load_checkpoint
 from qwen_vla_core.model.policy import QwenVLA, count
 from qwen_vla_core.sim.registry import make_world, world_class
 from qwen_vla_core.training.actor_critic import ActorCritic
@@ -25,7 +25,7 @@ def describe(recipe: RlRecipe) -> list[str]:
     Raises:
         UserError: the recipe does not fit its checkpoint or its worlds.
     """
-    policy = load_checkpoint(resolve_checkpoint(recipe.start_folder()))
+    policy = load_checkpoint(recipe.start_folder())
     seats, _ = places(recipe, policy, {})
     model = ActorCritic(policy)
     lines = []
@@ -85,11 +85,11 @@ def groups(recipe: RlRecipe, model: ActorCritic) -> list[tuple[str, list[torch.n
 
 
 def build_optimizer(recipe: RlRecipe, model: ActorCritic) -> torch.optim.AdamW:
-    """AdamW (0.9, 0.95) [X] without weight decay, which would pull a cloned policy away from what it knows [O]."""
+    """AdamW (0.9, 0.999) [X] without weight decay, which would pull a cloned policy away from what it knows [O]."""
     trained: list[dict[str, Any]] = []
     for _, parameters, rate in groups(recipe, model):
         for parameter in parameters:
             parameter.requires_grad_(rate > 0)
         if rate > 0:
-            trained.append({"params": parameters, "lr": rate})
-    return torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=0.0)
+            trained.append({"params": parameters, "lr": rate, "peak": rate})
+    return torch.optim.AdamW(trained, betas=(0.9, 0.999), weight_decay=0.0)
