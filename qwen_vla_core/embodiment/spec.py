@@ -178,6 +178,13 @@ class StateGroup:
     source: StateSource = field(default="joint_state", metadata=doc("Message type: JointState or Odometry."))
     map: LinearMap = field(default=LinearMap(), metadata=doc("Map between channel units and the state message's."))
     max_age_ms: float = field(default=100.0, metadata=doc("Older state is stale.", exclusive_minimum=0.0))
+    shown: bool = field(
+        default=True,
+        metadata=doc(
+            "Whether the policy sees it; false for what only the conventions need, such as a pose in a frame that "
+            "begins anywhere."
+        ),
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from qwen_vla_core.actions.normalize import Quantiles
 from qwen_vla_core.data.contract import DataContract
 from qwen_vla_core.data.dataset import ActionDataset
 from qwen_vla_core.data.joined import JoinedRows
@@ -19,6 +20,7 @@ from qwen_vla_core.data.loader import MixtureLoader
 from qwen_vla_core.data.mixture import Mixture
 from qwen_vla_core.data.samples import ActionSample, Sample, TextSample, plain_pictures
 from qwen_vla_core.data.statistics import dataset_statistics, default_cache
+from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.model.batching import ActionRow, Row, collate_rows
 from qwen_vla_core.model.flow import FlowConfig, sample_tau
 from qwen_vla_core.model.policy import QwenVLA, Stats
@@ -184,6 +186,19 @@ def mixture_stats(
         found = dataset_statistics(cast(ActionDataset, joined), workers, progress, cache=default_cache())
         stats[name] = Stats(found.action_quantiles, found.state_quantiles)
     return stats
+
+
+def hidden(stats: Stats, robot: Embodiment) -> Stats:
+    """Statistics that tell the policy nothing about state groups with ``shown: false``: their channels count as constant.
+
+    That way every normalisation, in training and on the robot, hides them, and the checkpoint says so.
+    """
+    unseen = {channel for group in robot.state if not group.shown for channel in group.channels}
+    state = stats.state
+    q99 = tuple(
+        low if name in unseen else high for name, low, high in zip(state.names, state.q01, state.q99, strict=True)
+    )
+    return Stats(stats.action, Quantiles(state.q01, q99, state.names))
 
 
 def sentences(mixture: Mixture, loader: MixtureLoader, steps: int = 40) -> list[str]:

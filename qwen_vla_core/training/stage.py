@@ -24,7 +24,7 @@ from qwen_vla_core.model.flow import FlowConfig
 from qwen_vla_core.model.policy import QwenVLA, Stats, loss_counts
 from qwen_vla_core.model.presets import PUBLISHED_BACKBONE, build_from_pretrained, build_tiny
 from qwen_vla_core.training.distributed import Ranks
-from qwen_vla_core.training.feed import Feed, FeedOptions, StepBatch, mixture_stats, sentences
+from qwen_vla_core.training.feed import Feed, FeedOptions, StepBatch, hidden, mixture_stats, sentences
 from qwen_vla_core.training.flops import FlopModel, work_of
 from qwen_vla_core.training.lora import apply_lora, has_lora, merged
 from qwen_vla_core.training.optim import freeze
@@ -120,6 +120,7 @@ def opened(recipe: StageRecipe, out: Path, ranks: Ranks, progress: bool) -> Iter
                     f"{recipe.source}: embodiments: {robot.name} has no data in {recipe.mixture}, so nothing says how "
                     f"its numbers are normalised; add a dataset with `embodiment: {robot.name}`, or leave it out"
                 )
+            stats[robot.name] = hidden(stats[robot.name], robot)
         if policy is None:
             policy = _new(recipe, robots, stats, mixture, loader)
         for robot in robots:
