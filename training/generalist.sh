@@ -8,10 +8,11 @@ cd "$(dirname "$0")/.."
 out=${1:-runs/generalist}
 bin=.venv/bin
 recipes=training/recipes/generalist
-export OMP_NUM_THREADS=1
-workers=${WORKERS:-$(nproc)}
+cores=$(nproc)
+export OMP_NUM_THREADS=1  # nproc obeys it, so the cores are counted before
+workers=${WORKERS:-$cores}
 devices=$("$bin/python" -c 'import torch; print(torch.cuda.device_count())')
-processes=${PROCESSES:-$(( devices > 0 ? devices : ($(nproc) < 4 ? $(nproc) : 4) ))}
+processes=${PROCESSES:-$(( devices > 0 ? devices : (cores < 4 ? cores : 4) ))}
 
 say() { printf '\n== %s (%d min)\n' "$1" $((SECONDS / 60)); }
 demos() { "$bin/qwen-vla" sim demos --embodiment "$1" --task "$2" --episodes "$3" --noise 0.7 --out "data/$4" --workers "$workers"; }
