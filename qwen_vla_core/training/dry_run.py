@@ -145,8 +145,8 @@ def describe(
     """Collects the plan of a stage.
 
     Args:
-        policy: with ``requires_grad`` as it will be trained, before it is compiled, checkpointed or spread over ranks;
-            on the meta device too.
+        policy: with ``requires_grad`` as it will be trained, checkpointed and compiled or not, but not sharded; on the
+            meta device too.
         stage: its name.
         rates: part → peak learning rate; a part without one counts as frozen.
         steps: optimizer steps.
@@ -158,7 +158,7 @@ def describe(
         ranks: how many there will be.
         sharded: FSDP2.
         timed: does one real step and returns its seconds, see ``time_step``; called after everything else, so that it
-            may build what changes the policy. None: no time is estimated.
+            may change the policy. None: no time is estimated.
         timed_steps: how often it is called, beside a first one that warms up.
         peak: of the device, for its utilisation.
     """

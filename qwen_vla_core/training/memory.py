@@ -22,7 +22,8 @@ Not in it: the libraries themselves (a CUDA context takes 0.5 GB), fragmentation
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -106,8 +107,8 @@ def estimate_memory(
     """Estimates one rank's memory.
 
     Args:
-        policy: frozen as it will be trained, **before** it is compiled, checkpointed or spread over ranks; may be on
-            the meta device. Its layers are run where they are, those on the meta device as copies on the CPU.
+        policy: frozen as it will be trained; checkpointed and compiled or not, but not sharded yet. It may be on the
+            meta device: its layers are run where they are, those on the meta device as copies on the CPU.
         parts: micro-batches of one rank, from ``flops.work_of``; the largest counts.
         precision: ``bf16`` for autocast, ``fp32``.
         recompute: with activation checkpointing.
@@ -249,10 +250,29 @@ def _kinds(layers: Any, run: Callable[[Any, int], Any], tokens: int, input_per_t
     found = []
     for members in groups.values():
         layer = _real(members[0])
-        few, more = (kept_bytes(layer, partial(run, layer, count), half) for count in (_FEW, _MORE))
+        with _as_written(layer):
+            few, more = (kept_bytes(layer, partial(run, layer, count), half) for count in (_FEW, _MORE))
         per_token = (more - few) / (_MORE - _FEW)
         found.append(Kept(len(members), per_token, max(few - per_token * _FEW, 0.0), input_per_token, tokens))
     return found
+
+
+@contextmanager
+def _as_written(layer: Any) -> Iterator[None]:
+    """The layer without recomputation and compilation, which replace its methods by attributes of the same names."""
+    replaced = {name: value for name, value in vars(layer).items() if callable(getattr(type(layer), name, None))}
+    recomputes = getattr(layer, "gradient_checkpointing", None)
+    for name in replaced:
+        delattr(layer, name)
+    if recomputes is not None:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for name, value in replaced.items():
+            setattr(layer, name, value)
+        if recomputes is not None:
+            layer.gradient_checkpointing = recomputes
 
 
 def kept_bytes(module: nn.Module, run: Callable[[], Any], half: bool) -> int:

@@ -17,6 +17,7 @@ from qwen_vla_core.model.presets import preset_network
 from qwen_vla_core.training.flops import Work, work_of
 from qwen_vla_core.training.lora import apply_lora
 from qwen_vla_core.training.memory import estimate_memory, kept_bytes
+from qwen_vla_core.training.parallel import checkpoint_activations
 
 # Two steps with everything that the engine keeps. A first, smaller policy makes the libraries load what they need.
 PROGRAM = """
@@ -87,6 +88,17 @@ def test_what_autograd_keeps_is_counted_once_and_without_weights() -> None:
     assert kept_bytes(layer, lambda: layer(x), half=True) == (16 * 8 + 8 * 8) * 2  # copies of input and weight
     layer.requires_grad_(False)
     assert kept_bytes(layer, lambda: layer(x.detach()), half=False) == 0
+
+
+def test_a_policy_that_recomputes_already_is_estimated_alike(aloha: Embodiment) -> None:
+    policy = tiny_policy(aloha, model_type="qwen3_vl").train()
+    batch = tiny_batch(policy, aloha)
+    before = [estimate_memory(policy, [work_of(batch, 4)], recompute=recompute) for recompute in (False, True)]
+    checkpoint_activations(policy)
+    methods = [vars(block)["forward"] for block in policy.decoder.blocks]
+    assert before == [estimate_memory(policy, [work_of(batch, 4)], recompute=recompute) for recompute in (False, True)]
+    assert methods == [vars(block)["forward"] for block in policy.decoder.blocks]
+    assert all(layer.gradient_checkpointing for layer in policy.backbone.model.model.language_model.layers)
 
 
 def test_what_is_frozen_or_divided_costs_less(aloha: Embodiment) -> None:
