@@ -52,7 +52,8 @@ class SceneCells:
     ) -> None:
         """
         Args:
-            datasets: of demonstrations, each drawn from equally often; their pictures must have one size.
+            datasets: of demonstrations; a frame comes from each in inverse proportion to its views, so that all give
+                about as many pictures. Their pictures must have one size.
             frames: per batch, over all ranks; each comes with all its views.
             seed: of draws and jitter.
             strength: of the photometric jitter; 0 is none.
@@ -73,6 +74,7 @@ class SceneCells:
             raise UserError(f"vision: {empty[0]} holds no episodes; leave it out")
         self.frames, self.seed, self.strength, self.rank, self.world = frames, seed, strength, rank, world
         self._pictures = FrameCache(_CACHE_BYTES, size)
+        self._until = np.cumsum([1 / len(data.contract.views) for data in datasets])
 
     def picture_size(self) -> tuple[int, int]:
         """(height, width) of the pictures, read from the first frame."""
@@ -82,7 +84,7 @@ class SceneCells:
     def draws(self, step: int) -> list[tuple[int, int, int]]:
         """This rank's frames of a batch: dataset, number of the frame in it, seed of its jitter."""
         rng = np.random.default_rng([self.seed, step])
-        chosen = rng.integers(len(self.scenes), size=self.frames)
+        chosen = np.searchsorted(self._until, rng.random(self.frames) * self._until[-1], side="right")
         uniform, seeds = rng.random(self.frames), rng.integers(2**63, size=self.frames)
         every = [
             (int(number), min(int(u * len(self.scenes[number])), len(self.scenes[number]) - 1), int(seed))

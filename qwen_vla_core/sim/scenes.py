@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.sim import grounding, grounding_navigation
+from qwen_vla_core.sim import grounding, grounding_navigation, navigation_tasks
 from qwen_vla_core.sim.grounding import Grid, QuestionAnswer
 from qwen_vla_core.sim.navigation_state import NavigationState, PlaceState
 from qwen_vla_core.sim.navigation_tasks import NavigationTask, parse_instruction, phrase, reworded
@@ -26,8 +26,12 @@ from qwen_vla_core.sim.worlds.rooms_ways import REACH
 
 PLATE = "plate"
 _ON_TABLES: tuple[str, ...] = (*COLOURS, PLATE)
-# Everything that a vision tower is asked to find, over all worlds: the columns of ``Scene.cells``.
-CLASSES: tuple[str, ...] = (*(f"{colour} cube" for colour in COLOURS), PLATE, *grounding_navigation.CLASSES)
+_THINGS: tuple[str, ...] = (*(f"{colour} cube" for colour in COLOURS), PLATE, *grounding_navigation.CLASSES)
+_ATTRIBUTES: tuple[str, ...] = (*navigation_tasks.COLOURS, "cube", *navigation_tasks.SHAPES, "doorway")
+# Everything that a vision tower is asked to find, over all worlds: the columns of ``Scene.cells``. Colours and shapes
+# are asked for by themselves too: each of them is seen far more often than any coloured shape, in several worlds [O].
+CLASSES: tuple[str, ...] = (*_THINGS, *_ATTRIBUTES)
+_HAS = np.array([[attribute in thing.split() for attribute in _ATTRIBUTES] for thing in _THINGS])
 Request = tuple[str, str]  # an instruction, and what it means in this picture
 
 
@@ -75,7 +79,8 @@ class Scene(Protocol):
 
         Returns:
             occupied (rows * columns, ``CLASSES``) float32 of 0 and 1, and places inside the cells
-            (rows * columns, ``CLASSES``, 2) float32 in 0..1 (right, down), zero where there is none.
+            (rows * columns, ``CLASSES``, 2) float32 in 0..1 (right, down), zero where there is none. Of several things
+            that share a colour or shape and a cell it is their middle.
         """
         ...
 
@@ -149,10 +154,8 @@ class TableScene:
     @property
     def applies(self) -> np.ndarray:
         """See ``Scene``: cubes, and the plate where there is one."""
-        result = np.zeros(len(CLASSES), bool)
-        result[: len(COLOURS)] = True
-        result[len(COLOURS)] = any(place.name == PLATE for place in self.state.places)
-        return result
+        plate = any(place.name == PLATE for place in self.state.places)
+        return _possible([*range(len(COLOURS)), *([len(COLOURS)] if plate else [])])
 
 
 @dataclass(frozen=True)
@@ -201,9 +204,7 @@ class RoomScene:
     @property
     def applies(self) -> np.ndarray:
         """See ``Scene``: landmarks and doorways."""
-        result = np.zeros(len(CLASSES), bool)
-        result[len(_ON_TABLES) :] = True
-        return result
+        return _possible(range(len(_ON_TABLES), len(_THINGS)))
 
     @property
     def _task(self) -> NavigationTask:
@@ -258,11 +259,23 @@ def _only_places(
     return [(q, a) for q, a in questions(rng, (view,)) if a.startswith("row ") and "gripper" not in q]
 
 
+def _possible(things: Iterable[int]) -> np.ndarray:
+    """(``CLASSES``,) bool: these things, and the colours and shapes that they have."""
+    result = np.zeros(len(CLASSES), bool)
+    result[list(things)] = True
+    result[len(_THINGS) :] = result[: len(_THINGS)] @ _HAS
+    return result
+
+
 def _spread(found: tuple[np.ndarray, np.ndarray], first: int) -> tuple[np.ndarray, np.ndarray]:
-    """The classes of one world as columns of all, from ``first`` on."""
+    """The things of one world as columns of all, from ``first`` on, and their colours and shapes behind them."""
     occupied, inside = found
     every = np.zeros((len(occupied), len(CLASSES)), np.float32)
     where = np.zeros((*every.shape, 2), np.float32)
     columns = slice(first, first + occupied.shape[1])
     every[:, columns], where[:, columns] = occupied, inside
+    has = _HAS[columns].astype(np.float32)
+    count = occupied @ has
+    every[:, len(_THINGS) :] = count > 0
+    where[:, len(_THINGS) :] = np.einsum("ntd,ta->nad", inside, has) / np.maximum(count, 1)[..., None]
     return every, where

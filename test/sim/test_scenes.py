@@ -146,15 +146,33 @@ def test_cells_have_the_classes_of_all_worlds_and_say_which_apply(state: Any, wo
         "cubes and plate": {"red cube": (0.2, 0.3), "green cube": (0.8, 0.6), "plate": (0.5, 0.9)},
         "rooms": {p.name: p.pixels["ego"] for p in ROOMS.places if p.visible},
     }[world]
-    assert occupied.sum() == len(things)
+    assert occupied[:, : CLASSES.index("yellow doorway") + 1].sum() == len(things)
     for name, (u, v) in things.items():
         row, column = grid.cell((u, v))
         at = 4 * row + column, CLASSES.index(name)
         assert occupied[at] == 1
         np.testing.assert_allclose(inside[at], (4 * u - column, 3 * v - row), atol=1e-6)
     cubes = {f"{colour} cube" for colour in COLOURS}
-    expected = {"cubes": cubes, "cubes and plate": cubes | {"plate"}, "rooms": set(CLASSES) - cubes - {"plate"}}[world]
+    on_tables = cubes | {*COLOURS, "cube"}
+    in_rooms = set(CLASSES) - cubes - {"plate", "cube"}
+    expected = {"cubes": on_tables, "cubes and plate": on_tables | {"plate"}, "rooms": in_rooms}[world]
     assert {name for name, there in zip(CLASSES, scene.applies, strict=True) if there} == expected
+
+
+def test_colours_and_shapes_are_where_their_things_are() -> None:
+    occupied, inside = read_scene(ROOMS.to_dict()).cells("ego", Grid(2, 2))
+    at = {name: occupied[:, CLASSES.index(name)].tolist() for name in ("red", "blue", "yellow", "ball", "box", "cube")}
+    assert at == {
+        "red": [0, 0, 0, 1],  # ball and box in one cell
+        "blue": [0, 0, 1, 0],
+        "yellow": [0, 1, 0, 0],  # the doorway; the box is hidden
+        "ball": [0, 0, 0, 1],
+        "box": [0, 0, 0, 1],
+        "cube": [0, 0, 0, 0],
+    }
+    np.testing.assert_allclose(inside[3, CLASSES.index("box")], (0.8, 0.2), atol=1e-6)
+    np.testing.assert_allclose(inside[3, CLASSES.index("red")], ((0.8 + 0.02) / 2, (0.2 + 0.1) / 2), atol=1e-6)
+    assert (inside[occupied == 0] == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.sim.demonstration import Demonstration
 from qwen_vla_core.sim.grounding import Grid, intention, questions
+from qwen_vla_core.sim.randomize import COLOURS
 from qwen_vla_core.sim.scenes import CLASSES
 from qwen_vla_core.sim.state import SceneState
 from qwen_vla_core.training import demonstrations
@@ -107,7 +108,8 @@ def test_every_view_is_labelled_with_the_cells_of_its_visible_cubes(
     assert data.picture_size == (96, 128) and batch.images_nhwc.shape == (20 * len(views), 96, 128, 3)
     kinds = len(CLASSES)
     assert batch.occupied.shape == (60, 12, kinds) and batch.inside.shape == (60, 12, kinds, 2)
-    assert (batch.applies == [name.endswith(" cube") for name in CLASSES]).all()
+    on_tables = {name for name in CLASSES if name.endswith("cube")} | set(COLOURS)
+    assert (batch.applies == [name in on_tables for name in CLASSES]).all()
     assert batch.occupied.any() and ((batch.inside >= 0) & (batch.inside <= 1)).all()
     scenes = [SceneState.from_dict(episode.scene(t)) for episode in episodes for t in range(len(episode))]
     known = {view: [np.zeros((12, kinds))] for view in views}
@@ -117,7 +119,8 @@ def test_every_view_is_labelled_with_the_cells_of_its_visible_cubes(
             for cube in scene.cubes:
                 if view in cube.visible:
                     row, column = grid.cell(cube.pixels[view])
-                    table[4 * row + column, CLASSES.index(f"{cube.colour} cube")] = 1
+                    for name in (f"{cube.colour} cube", cube.colour, "cube"):
+                        table[4 * row + column, CLASSES.index(name)] = 1
             known[view].append(table)
     for index, occupied in enumerate(batch.occupied):
         assert any(np.array_equal(occupied, table) for table in known[views[index % len(views)]])
