@@ -37,6 +37,7 @@ setup(
         (f"{SHARE}/embodiments", files("embodiments/*.yaml", "embodiments/*.json")),
         *tree("config"),
         *tree("checkpoints"),
+        (f"{SHARE}/training", files("training/*.py", "training/*.sh")),
         *tree("training/recipes"),
     ],
     python_requires=">=3.10",
@@ -84,7 +85,7 @@ setup(
             "zarr>=3; python_version >= '3.11'",
         ],
         "ray": ["ray[data]>=2.40"],
-        "train": ["accelerate>=1.10", "matplotlib>=3.8", "pillow>=10"],
+        "train": ["matplotlib>=3.8", "peft>=0.17", "pillow>=10", "tensorboard>=2.18"],
         "flash": ["flash-attn>=2.7; platform_system == 'Linux'"],
         "dev": [
             "hypothesis>=6.100",

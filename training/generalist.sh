@@ -35,5 +35,7 @@ stage grounding requests where
 stage t2a t2a requests
 stage cpt cpt t2a
 stage sft sft cpt
-say "done: $out/sft/checkpoint"
+say rl
+"$bin/python" training/rl.py --recipe "$recipes/rl.yaml" --from "$out/sft/checkpoint" --out "$out/rl" --set "workers=$workers"
+say "done: $out/rl/checkpoint"
 "$bin/qwen-vla" train plot "$out" --out "$out/curves.png"

@@ -1,32 +1,28 @@
-"""``qwen-vla train``: a checkpoint from a recipe."""
+"""``qwen-vla train``: run a stage of training, draw the curves of runs."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-from pathlib import Path
+import importlib
+from types import ModuleType
 
-from qwen_vla_core.training.recipe import load_recipe
+# job → (module with `add_arguments(parser)` and `run(args) -> int`, one-line help)
+JOBS: dict[str, tuple[str, str]] = {
+    "run": ("qwen_vla_core.commands.train_jobs.stage", "run or resume the stage that a recipe describes"),
+    "plot": ("qwen_vla_core.commands.train_jobs.plot", "curves of one or several runs in one picture"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of ``qwen-vla train``."""
-    parser.add_argument("--recipe", type=Path, required=True, help="YAML, e.g. training/recipes/aloha_tiny.yaml")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run; an interrupted run there resumes")
-    parser.add_argument("--checkpoint", type=Path, help="where to write the checkpoint (default: OUT/checkpoint)")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, no progress bars")
+    """Jobs of ``qwen-vla train``."""
+    jobs = parser.add_subparsers(dest="job", metavar="JOB", required=True)
+    for name, (module_name, summary) in JOBS.items():
+        module: ModuleType = importlib.import_module(module_name)
+        sub = jobs.add_parser(name, help=summary, description=summary)
+        module.add_arguments(sub)
+        sub.set_defaults(job_run=module.run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains (or resumes), writes the checkpoint and a loss plot, prints where they are."""
-    from qwen_vla_core.training.first_skill import train
-
-    recipe = load_recipe(args.recipe)
-    checkpoint = args.checkpoint or args.out / "checkpoint"
-    result = train(recipe, args.out, checkpoint, progress=not args.json)
-    if args.json:
-        print(json.dumps({"recipe": dataclasses.asdict(recipe), **result}, indent=2))
-    else:
-        print(f"checkpoint: {checkpoint}\nlog and plot: {args.out}/log.jsonl, {args.out}/loss.png")
-    return 0
+    """Runs the chosen job."""
+    return int(args.job_run(args))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +16,11 @@ from tqdm import tqdm
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.training.distributed import Ranks, all_sum, clip_gradients
 from qwen_vla_core.training.feed import StepBatch, forward_arguments
+from qwen_vla_core.training.flops import Work
 from qwen_vla_core.training.optim import build_optimizer, parameter_groups, scale_at, set_rates
 from qwen_vla_core.training.parallel import accumulating, autocast
 from qwen_vla_core.training.peak import Peak, utilisation
+from qwen_vla_core.training.run_log import append_rows
 from qwen_vla_core.training.stage_recipe import StageRecipe
 from qwen_vla_core.training.state import Average, restore_state, save_state
 
@@ -43,6 +44,8 @@ class Task(Protocol):
     def steps(self, first: int, count: int) -> Iterator[StepBatch]: ...
 
     def counts(self, part: Part) -> dict[str, int]: ...
+
+    def work(self, part: Part) -> Work: ...
 
     def flops(self, part: Part) -> float: ...
 
@@ -100,8 +103,9 @@ def run(
     )
     for batch in task.steps(first, recipe.steps - first):
         step = batch.step
+        torch.manual_seed(step * ranks.world + ranks.rank)  # of dropout, the only draw that is not in the batch
         learning = set_rates(optimizer, scale_at(step, recipe.steps, spec))
-        means = _gradients(task, batch, recipe, ranks)
+        means = gradients(task, batch, recipe, ranks)
         norm = clip_gradients(task.learner.parameters(), spec.clip_norm)
         if not all(map(math.isfinite, (*means.values(), norm))):
             found = "gradient" if all(map(math.isfinite, means.values())) else "loss"
@@ -128,7 +132,7 @@ def run(
     return {"steps": recipe.steps, "seconds": round(time.monotonic() - began, 1), **recent}
 
 
-def _gradients(task: Task, batch: StepBatch, recipe: StageRecipe, ranks: Ranks) -> dict[str, float]:
+def gradients(task: Task, batch: StepBatch, recipe: StageRecipe, ranks: Ranks) -> dict[str, float]:
     """Adds up the gradients of all micro-batches on all ranks; returns the mean of each loss."""
     counted = [task.counts(part) for part in batch.parts]
     counts = all_sum({key: float(sum(count.get(key, 0) for count in counted)) for key in task.weights})
@@ -185,6 +189,5 @@ class _Log:
             "mfu": None if used is None else round(used, 4),
             "seconds": round(seconds, 3),
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_rows(self.path, [row])
         self.hooks.logged(row)

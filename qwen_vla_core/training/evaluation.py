@@ -6,7 +6,6 @@ training process keeps its memory, its threads and its random state.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from qwen_vla_core.evaluation.episodes import Settings, film_in_worker, run_in_w
 from qwen_vla_core.evaluation.report import summarise
 from qwen_vla_core.model.checkpoint import read_config, resolve_checkpoint
 from qwen_vla_core.sim.registry import world_class
-from qwen_vla_core.training.run_log import EVALUATIONS
+from qwen_vla_core.training.run_log import EVALUATIONS, append_rows
 
 World = tuple[str, str | None]  # embodiment (shipped name or YAML), task (None = the world's first)
 FIRST_SEED = 50_000  # demonstrations start at 0, final evaluations at 100,000: what is chosen here is judged elsewhere
@@ -114,17 +113,5 @@ def evaluate_checkpoint(
 def record_evaluations(out: Path, step: int, rows: Iterable[Mapping[str, Any]], stage: str) -> list[dict[str, Any]]:
     """Appends rows to ``OUT/evaluations.jsonl``, with stage and step in front; returns them as written."""
     written = [{"stage": stage, "step": step, **row} for row in rows]
-    path = out / EVALUATIONS
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        # A killed run may have left half a line: the next row must not become its end.
-        if file.tell() and _last_byte(path) != b"\n":
-            file.write(b"\n")
-        file.write("".join(json.dumps(row) + "\n" for row in written).encode())
+    append_rows(out / EVALUATIONS, written)
     return written
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1)

@@ -189,7 +189,7 @@ def mixture_stats(
 
 
 def hidden(stats: Stats, robot: Embodiment) -> Stats:
-    """Statistics that tell the policy nothing about state groups with ``shown: false``: their channels count as constant.
+    """Statistics in which the channels of state groups with ``shown: false`` count as constant.
 
     That way every normalisation, in training and on the robot, hides them, and the checkpoint says so.
     """

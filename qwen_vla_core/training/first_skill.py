@@ -23,9 +23,9 @@ from qwen_vla_core.model.attention import use_float32_attention
 from qwen_vla_core.model.checkpoint import save_checkpoint
 from qwen_vla_core.model.presets import build_tiny
 from qwen_vla_core.training.demonstrations import Demonstrations
+from qwen_vla_core.training.first_state import Average, read_progress, restore_state, save_state
 from qwen_vla_core.training.plot import plot_losses
 from qwen_vla_core.training.recipe import Recipe
-from qwen_vla_core.training.first_state import Average, read_progress, restore_state, save_state
 from qwen_vla_core.training.vision_probe import VisionProbe, token_grid
 
 LOG_EVERY = 20

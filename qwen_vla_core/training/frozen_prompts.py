@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from qwen_vla_core.model.backbone import Encoded
 from qwen_vla_core.model.policy import QwenVLA
+from qwen_vla_core.training.flops import Work, work_of
 from qwen_vla_core.training.stage import PolicyTask, Stage
 
 REMEMBERED = 20_000  # prompts: 12 GB at the paper's width of 2,560 and 60 tokens each, 600 MB at the tiny one
@@ -22,6 +24,10 @@ class FrozenPrompts(PolicyTask):
         """See ``PolicyTask``; the backbone has no rate."""
         super().__init__(stage)
         self.module = _Remembering(self.module, stage.policy)
+
+    def work(self, part: Mapping[str, torch.Tensor]) -> Work:
+        """Without the backbone's reading, which is nearly always remembered."""
+        return work_of(part, self._draws, read=False)
 
 
 class _Remembering(nn.Module):

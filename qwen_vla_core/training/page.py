@@ -98,7 +98,7 @@ def _run(page: Page, recipe: StageRecipe, args: argparse.Namespace, ranks: Any) 
     with stage.opened(recipe, out, ranks, progress=not args.json) as opened:
         page.check(opened)
         if args.dry_run:
-            raise UserError("--dry-run: not wired yet")
+            return _describe(page, opened, args)
         if done.is_file() and checkpoint.is_dir() and json.loads(done.read_text())["provenance"] == opened.provenance:
             if ranks.first:
                 print(f"{recipe.stage}: done already: {checkpoint}")
@@ -110,6 +110,40 @@ def _run(page: Page, recipe: StageRecipe, args: argparse.Namespace, ranks: Any) 
         if ranks.first:
             atomic_write_json(done, {"provenance": opened.provenance, **result})
             _report(args, recipe, out, checkpoint, result)
+    return 0
+
+
+def _describe(page: Page, opened: Any, args: argparse.Namespace) -> int:
+    """Prints what the stage would do, from one real batch and a few real steps whose gradients are thrown away."""
+    from qwen_vla_core.training import dry_run, engine
+    from qwen_vla_core.training.peak import peak_of
+
+    recipe, ranks = opened.recipe, opened.ranks
+    task = page.task(opened)
+    batch = next(task.steps(0, 1))
+
+    def step() -> float:
+        seconds = dry_run.time_step(lambda: engine.gradients(task, batch, recipe, ranks))
+        task.learner.zero_grad(set_to_none=True)
+        return seconds
+
+    plan = dry_run.describe(
+        opened.policy,
+        stage=recipe.stage,
+        rates=vars(recipe.optim.rates),
+        steps=recipe.steps,
+        mixture=opened.mixture.recipe,
+        works=[task.work(part) for part in batch.parts],
+        precision=recipe.scale.precision,
+        recompute=recipe.scale.recompute,
+        average=recipe.optim.average > 0,
+        ranks=ranks.world,
+        sharded=recipe.scale.parallel == "fsdp2" and ranks.world > 1,
+        timed=step,
+        peak=peak_of(ranks.device),
+    )
+    if ranks.first:
+        print(json.dumps(plan.to_json(), indent=2) if args.json else plan)
     return 0
 
 
@@ -131,7 +165,7 @@ class _Beside:
         if self.opened.recipe.tensorboard and self.opened.ranks.first:
             from qwen_vla_core.training.tensorboard import FOLDER, TensorBoardLog
 
-            self.board = TensorBoardLog(self.opened.out / FOLDER, self.step)
+            self.board = TensorBoardLog(self.opened.out / FOLDER, self.step + 1 if self.step else 0)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -156,7 +190,7 @@ class _Beside:
         if self.opened.ranks.first:
             spec = recipe.evaluate
             if spec is not None and (step // spec.every > before // spec.every or step == recipe.steps):
-                films = out / "films" if spec.video else None
+                films = out / "films" / f"{step:06d}" if spec.video else None
                 rows = evaluate_checkpoint(self.checkpoint, self.worlds, spec.episodes, video_folder=films)
                 for row in record_evaluations(out, step, rows, recipe.stage):
                     if self.board is not None:

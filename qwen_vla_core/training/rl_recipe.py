@@ -18,7 +18,7 @@ from qwen_vla_core.embodiment.yamlpos import compose, read_text
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.model.checkpoint import resolve_checkpoint
 from qwen_vla_core.training.ppo import PpoConfig
-from qwen_vla_core.training.stage_recipe import _change as change_node
+from qwen_vla_core.training.stage_recipe import change_key as change_node
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ are left out and of two rows about the same step the later one counts.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,21 @@ class StageLog:
     stage: str
     rows: tuple[Row, ...]
     evaluations: tuple[Row, ...] = ()
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds rows to a JSON-lines file. A killed run may have left half a line: the next row does not become its end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell() and _last_byte(path) != b"\n":
+            file.write(b"\n")
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1)
 
 
 def read_rows(path: Path, key: Callable[[Row], Hashable]) -> list[Row]:

@@ -53,10 +53,14 @@ class SeeingTask:
         """Answers in a micro-batch."""
         return cell_counts(part)
 
+    def work(self, part: Mapping[str, torch.Tensor]) -> Work:
+        """Pictures alone."""
+        frames = tuple(int(height * width) for _, height, width in part["image_grid_thw"].tolist())
+        return Work((), frames, answers=0, contexts=(), states=0, horizons=())
+
     def flops(self, part: Mapping[str, torch.Tensor]) -> float:
         """Model FLOPs of a micro-batch, forward and backward; the head's are left out."""
-        frames = tuple(int(height * width) for _, height, width in part["image_grid_thw"].tolist())
-        return float(self._flops.vision(Work((), frames, answers=0, contexts=(), states=0, horizons=())))
+        return float(self._flops.vision(self.work(part)))
 
 
 class _Tower(nn.Module):

@@ -25,7 +25,7 @@ from qwen_vla_core.model.policy import QwenVLA, Stats, loss_counts
 from qwen_vla_core.model.presets import PUBLISHED_BACKBONE, build_from_pretrained, build_tiny
 from qwen_vla_core.training.distributed import Ranks
 from qwen_vla_core.training.feed import Feed, FeedOptions, StepBatch, hidden, mixture_stats, sentences
-from qwen_vla_core.training.flops import FlopModel, work_of
+from qwen_vla_core.training.flops import FlopModel, Work, work_of
 from qwen_vla_core.training.lora import apply_lora, has_lora, merged
 from qwen_vla_core.training.optim import freeze
 from qwen_vla_core.training.parallel import checkpoint_activations, compile_decoder, parallelise
@@ -201,6 +201,10 @@ class PolicyTask:
         """Samples with actions, with waypoints, and answer tokens."""
         return loss_counts(part)
 
+    def work(self, part: Mapping[str, torch.Tensor]) -> Work:
+        """What a micro-batch makes the model read and write."""
+        return work_of(part, self._draws)
+
     def flops(self, part: Mapping[str, torch.Tensor]) -> float:
         """Model FLOPs of a micro-batch, forward and backward."""
-        return float(self._flops.total(work_of(part, self._draws)))
+        return float(self._flops.total(self.work(part)))

@@ -201,14 +201,14 @@ def load_stage(path: str | Path, changes: Sequence[str] = ()) -> StageRecipe:
     source = str(path)
     node = compose(read_text(Path(path), source), source)
     for change in changes:
-        _change(node, change)
+        change_key(node, change)
     parser = NodeParser(source)
     recipe = dataclasses.replace(parser.dataclass(StageRecipe, node, ""), source=source)
     _check(recipe, parser)
     return recipe
 
 
-def _change(node: yaml.Node | None, change: str) -> None:
+def change_key(node: yaml.Node | None, change: str) -> None:
     """Writes one ``a.b=value`` into the node tree; what it says is judged afterwards, like the file itself."""
     key, separator, text = change.partition("=")
     path = [part.strip() for part in key.split(".")]

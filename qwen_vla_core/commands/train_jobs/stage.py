@@ -1,0 +1,62 @@
+"""``qwen-vla train run``: the page in ``training/`` that belongs to a recipe, without looking for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+from pathlib import Path
+
+import yaml
+
+from qwen_vla_core.embodiment.yamlpos import compose, read_text
+from qwen_vla_core.errors import UserError
+from qwen_vla_core.resources import resource_dir
+from qwen_vla_core.training.page import add_arguments as add_page_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of the pages."""
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML of a stage, e.g. training/recipes/…/sft.yaml")
+    add_page_arguments(parser)
+    parser.add_argument("--ray", action="store_true", help="reinforcement learning: worlds as Ray actors")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the page; on several ranks, start the page itself with torchrun."""
+    source = str(args.recipe)
+    node = compose(read_text(args.recipe, source), source)
+    keys = {name.value: value for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+    if "stage" in keys:
+        return _stage(str(keys["stage"].value), args)
+    if "worlds" in keys:
+        from qwen_vla_core.training.rl_page import execute as practise
+
+        return practise(args)
+    if "preset" in keys:
+        return _first_skill(args)
+    raise UserError(f"{source}: is no recipe of a stage: it has neither `stage` nor `worlds`")
+
+
+def _stage(name: str, args: argparse.Namespace) -> int:
+    from qwen_vla_core.training.page import execute
+
+    pages = resource_dir("training")
+    page = pages / f"{name}.py"
+    if not page.is_file():
+        known = ", ".join(sorted(path.stem for path in pages.glob("*.py")))
+        raise UserError(f"{args.recipe}: stage: there is no page {name}.py; pages: {known}")
+    return execute(runpy.run_path(str(page), run_name="qwen_vla_page")["PAGE"], args)
+
+
+def _first_skill(args: argparse.Namespace) -> int:
+    """The single loop behind the shipped ``aloha-tiny``."""
+    from qwen_vla_core.training.first_skill import train
+    from qwen_vla_core.training.recipe import load_recipe
+
+    if args.out is None:
+        raise UserError("--out: name a folder for the run")
+    checkpoint = args.checkpoint or args.out / "checkpoint"
+    result = train(load_recipe(args.recipe), args.out, checkpoint, progress=not args.json)
+    print(json.dumps(result, indent=2) if args.json else f"checkpoint: {checkpoint}\nlog and plot: {args.out}")
+    return 0
