@@ -36,7 +36,8 @@ def choose_backend(device_type: str, dtype: torch.dtype) -> str:
         backend, reason = "sdpa", "flash_attn is not installed (extra [flash])"
     else:
         backend, reason = "flash", "flash_attn is importable and the model is half precision on CUDA"
-    logger.info("attention backend: %s (%s)", backend, reason)
+    if not torch.compiler.is_compiling():  # a log line would cut the compiled graph in two
+        logger.info("attention backend: %s (%s)", backend, reason)
     return backend
 
 

@@ -226,6 +226,8 @@ def compile_decoder(policy: QwenVLA) -> None:
             f"scale.compile: torch.compile does not work on {device.type} here ({reason}); "
             "install a C++ compiler (g++) or set scale.compile to false"
         ) from error
+    # ``choose_backend`` is cached and pure: tracing through its cache changes nothing.
+    warnings.filterwarnings("ignore", message="(?s).*Dynamo detected a call to a `functools.lru_cache`")
     for block in policy.decoder.blocks:
         for name in ("forward", *BLOCK_METHODS):
             setattr(block, name, torch.compile(getattr(block, name)))
