@@ -1,4 +1,5 @@
 # make demo: ALOHA in MuJoCo through real ROS 2 topics, driven by the shipped checkpoint. EPISODES=2 stops after two.
+# make train: one policy for three robots, from demonstrations to reinforcement learning.
 # make test: every check, as CI runs it. Both set everything up in .venv first and are quick the second time.
 SHELL := /bin/bash
 EPISODES ?= 0
@@ -8,7 +9,7 @@ BIN := .venv/bin
 # The ROS 2 wheels do not set this; ROS tools and ament_index look their packages up through it.
 export AMENT_PREFIX_PATH := $(CURDIR)/.venv$(if $(AMENT_PREFIX_PATH),:$(AMENT_PREFIX_PATH))
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint train setup clean
 setup:
 	@scripts/setup.sh
 
@@ -22,6 +23,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+
+# One policy for three robots from nothing, every stage; goes on where it was interrupted.
+train: setup
+	@training/generalist.sh
 
 clean:
 	rm -rf .venv build install log .pytest_cache .mypy_cache .ruff_cache *.egg-info

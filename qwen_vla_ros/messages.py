@@ -11,20 +11,23 @@ import array
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Duration as DurationMsg
 from builtin_interfaces.msg import Time as TimeMsg
+from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from qwen_vla_core.embodiment.spec import CameraSpec, StateGroup
+from qwen_vla_core.embodiment.spec import POSE_FIELDS, CameraSpec, StateGroup
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import ActionChunk
 from qwen_vla_ros.node_utils import ns_to_stamp, stamp_to_ns
+
+StateMessage: TypeAlias = JointState | Odometry | PoseStamped
 
 _NAMED_ENCODINGS: dict[str, tuple[str, int]] = {
     "rgb8": ("u1", 3),
@@ -188,7 +191,8 @@ def groups_by_topic(groups: Iterable[StateGroup]) -> dict[str, tuple[StateGroup,
 
 def state_message_type(groups: Iterable[StateGroup]) -> type:
     """ROS type of the state topic that ``groups`` share."""
-    return Odometry if next(iter(groups)).source == "odometry" else JointState
+    types = {"joint_state": JointState, "odometry": Odometry, "pose": PoseStamped}
+    return types[next(iter(groups)).source]
 
 
 def state_from_joint_state(groups: Iterable[StateGroup], msg: JointState) -> dict[str, float]:
@@ -229,8 +233,22 @@ def state_from_odometry(groups: Iterable[StateGroup], msg: Odometry) -> dict[str
     }
 
 
-def state_from_message(groups: Iterable[StateGroup], msg: JointState | Odometry) -> dict[str, float]:
-    """State message of either source → {channel: value} in channel units."""
+def state_from_pose(groups: Iterable[StateGroup], msg: PoseStamped) -> dict[str, float]:
+    """PoseStamped → {channel: value}; fields x, y, z [m], qx, qy, qz, qw."""
+    position, q = msg.pose.position, msg.pose.orientation
+    fields = dict(zip(POSE_FIELDS, (position.x, position.y, position.z, q.x, q.y, q.z, q.w), strict=True))
+    return {
+        channel: float(group.map.to_channel(fields[field]))
+        for group in groups
+        if group.source == "pose"
+        for channel, field in zip(group.channels, group.fields, strict=True)
+    }
+
+
+def state_from_message(groups: Iterable[StateGroup], msg: StateMessage) -> dict[str, float]:
+    """State message of any source → {channel: value} in channel units."""
+    if isinstance(msg, PoseStamped):
+        return state_from_pose(groups, msg)
     return state_from_odometry(groups, msg) if isinstance(msg, Odometry) else state_from_joint_state(groups, msg)
 
 
@@ -263,13 +281,27 @@ def state_to_odometry(groups: Iterable[StateGroup], values: Mapping[str, float],
     return msg
 
 
-def state_to_message(
-    groups: Iterable[StateGroup], values: Mapping[str, float], stamp: TimeMsg
-) -> JointState | Odometry:
+def state_to_pose(groups: Iterable[StateGroup], values: Mapping[str, float], stamp: TimeMsg) -> PoseStamped:
+    """{channel: value} → PoseStamped in message units; the inverse of ``state_from_pose``."""
+    fields = {
+        field: float(group.map.to_message(values[channel]))
+        for group in groups
+        for channel, field in zip(group.channels, group.fields, strict=True)
+    }
+    msg = PoseStamped()
+    msg.header.stamp = stamp
+    position, q = msg.pose.position, msg.pose.orientation
+    position.x, position.y, position.z = (fields.get(name, 0.0) for name in ("x", "y", "z"))
+    q.x, q.y, q.z = (fields.get(name, 0.0) for name in ("qx", "qy", "qz"))
+    q.w = fields.get("qw", 1.0)
+    return msg
+
+
+def state_to_message(groups: Iterable[StateGroup], values: Mapping[str, float], stamp: TimeMsg) -> StateMessage:
     """State of one topic's groups → the message its driver would publish."""
     groups = list(groups)
-    convert = state_to_odometry if groups[0].source == "odometry" else state_to_joint_state
-    return convert(groups, values, stamp)
+    convert = {"joint_state": state_to_joint_state, "odometry": state_to_odometry, "pose": state_to_pose}
+    return convert[groups[0].source](groups, values, stamp)
 
 
 def chunk_to_message(chunk: ActionChunk) -> JointTrajectory:

@@ -18,7 +18,7 @@ from qwen_vla_core.embodiment.spec import (
     COMMAND_KINDS_BY_GROUP,
     CONVENTION_KINDS,
     MAX_CHANNELS,
-    ODOMETRY_FIELDS,
+    STATE_FIELDS,
     TWIST_FIELDS,
     UNITS_BY_KIND,
     VELOCITY_KINDS,
@@ -137,8 +137,9 @@ def _state(e: Embodiment) -> Iterator[Problem]:
             )
         for column, name in enumerate(group.fields):
             where = f"{key}.fields[{column}]"
-            if group.source == "odometry" and name not in ODOMETRY_FIELDS:
-                yield Problem(where, f"'{name}' is no odometry field", did_you_mean(name, ODOMETRY_FIELDS))
+            known = STATE_FIELDS.get(group.source)
+            if known is not None and name not in known:
+                yield Problem(where, f"'{name}' is no {group.source} field", did_you_mean(name, known))
             elif not _NAME.fullmatch(name):
                 yield Problem(where, f"'{name}' is no joint name", "write it as the JointState message has it")
             previous = readers.setdefault((group.topic, name), where)

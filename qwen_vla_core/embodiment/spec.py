@@ -25,7 +25,7 @@ CommandKind = Literal[
     "pose_stamped",  # geometry_msgs/PoseStamped
 ]
 TimeoutBehaviour = Literal["hold_measured", "zero"]
-StateSource = Literal["joint_state", "odometry"]
+StateSource = Literal["joint_state", "odometry", "pose"]
 Transport = Literal["raw", "compressed"]
 # A displacement per action period: an action of these kinds is held for its period, and not repeated after the last.
 DELTA_KINDS: frozenset[str] = frozenset({"joint_delta", "eef_delta"})
@@ -68,6 +68,7 @@ CONVENTION_KINDS: dict[str, tuple[str, frozenset[str]]] = {
     "relative_joint": ("joint_position", frozenset({"joint_delta", "eef_pose", "eef_delta"})),
     "relative_eef": ("eef_pose", frozenset({"joint_position", "joint_delta", "eef_delta"})),
 }
+POSE_FIELDS = ("x", "y", "z", "qx", "qy", "qz", "qw")
 ODOMETRY_FIELDS = ("x", "y", "z", "yaw", "vx", "vy", "wz")
 TWIST_FIELDS = ("vx", "vy", "vz", "wx", "wy", "wz")
 COMMAND_MESSAGES: dict[str, str] = {
@@ -79,7 +80,13 @@ COMMAND_MESSAGES: dict[str, str] = {
     "twist_stamped": "geometry_msgs/msg/TwistStamped",
     "pose_stamped": "geometry_msgs/msg/PoseStamped",
 }
-STATE_MESSAGES: dict[str, str] = {"joint_state": "sensor_msgs/msg/JointState", "odometry": "nav_msgs/msg/Odometry"}
+STATE_MESSAGES: dict[str, str] = {
+    "joint_state": "sensor_msgs/msg/JointState",
+    "odometry": "nav_msgs/msg/Odometry",
+    "pose": "geometry_msgs/msg/PoseStamped",
+}
+# The fields that a source's message has; those of a JointState are the robot's joint names.
+STATE_FIELDS: dict[str, tuple[str, ...]] = {"odometry": ODOMETRY_FIELDS, "pose": POSE_FIELDS}
 IMAGE_MESSAGES: dict[str, str] = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
 
 
@@ -173,9 +180,14 @@ class StateGroup:
     unit: str = field(metadata=doc("Unit of the channels; which ones fit depends on the kind, see 'Units'."))
     topic: str = field(metadata=doc("Topic the state comes from."))
     fields: tuple[str, ...] = field(
-        metadata=doc("One per channel: joint name in the JointState, or odometry field (x, y, z, yaw, vx, vy, wz).")
+        metadata=doc(
+            "One per channel: joint name in the JointState, odometry field (x, y, z, yaw, vx, vy, wz), or field of the "
+            "pose (x, y, z, qx, qy, qz, qw)."
+        )
     )
-    source: StateSource = field(default="joint_state", metadata=doc("Message type: JointState or Odometry."))
+    source: StateSource = field(
+        default="joint_state", metadata=doc("Message type: JointState, Odometry or PoseStamped.")
+    )
     map: LinearMap = field(default=LinearMap(), metadata=doc("Map between channel units and the state message's."))
     max_age_ms: float = field(default=100.0, metadata=doc("Older state is stale.", exclusive_minimum=0.0))
     shown: bool = field(

@@ -20,17 +20,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.model.backbone import Backbone
 from qwen_vla_core.model.policy import QwenVLA
-from qwen_vla_core.training.distributed import Ranks, place
-from qwen_vla_core.training.state import whole_weights
+from qwen_vla_core.training.distributed import Ranks
 
 Kind = Literal["ddp", "fsdp2"]
 Precision = Literal["bf16", "fp32"]
@@ -151,28 +148,6 @@ def parallelise(policy: QwenVLA, kind: Kind, ranks: Ranks, precision: Precision 
     for tensor in (*policy.parameters(), *policy.buffers()):
         dist.broadcast(tensor.data, 0)
     return _sharded(parts, ranks, precision)
-
-
-def whole_policy(policy: QwenVLA) -> QwenVLA | None:
-    """The policy in one piece on the first rank, to save it or to evaluate it there; None on the others.
-
-    All ranks call it. What is not sharded is given as it is; slices are gathered into a new policy on the CPU.
-    """
-    rank, _ = place()
-    if not any(isinstance(parameter, DTensor) for parameter in policy.parameters()):
-        return policy if rank == 0 else None
-    weights = whole_weights(policy)
-    if rank > 0:
-        return None
-    backbone = Backbone.from_config(policy.backbone.config_dict(), initialise=False)
-    with torch.random.fork_rng(devices=[]):
-        whole = QwenVLA(policy.config, backbone, policy.processor, policy.embodiments, policy.stats)
-    own = dict(whole.named_parameters())
-    assert own.keys() == weights.keys()
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(weights[name])
-    return whole.train(policy.training)
 
 
 @contextlib.contextmanager

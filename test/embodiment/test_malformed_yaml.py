@@ -178,6 +178,7 @@ MISTAKES = [
     Mistake("twist without fields", "      fields: [vx, wz]\n", "", 60, "actions[2].command.fields", "[vx, wz]"),
     Mistake("twist field", "[vx, wz]", "[vx, wy2]", 63, "actions[2].command.fields[1]", "did you mean 'wy'?"),
     Mistake("short command fields", "[vx, wz]", "[vx]", 63, "actions[2].command.fields", "one per channel"),
+    Mistake("pose field", "/joint_states\n    fields: [finger]", "/ee_pose\n    source: pose\n    fields: [qxx]", 29, "state[1].fields[0]", "'qx'"),
     Mistake("odometry field", "/joint_states\n    fields: [finger]", "/odom\n    source: odometry\n    fields: [yaww]", 29, "state[1].fields[0]", "'yaw'"),
     # topics
     Mistake("topic with space", "/ego/image", "/ego image", 13, "cameras[0].topic", "joined by '/'"),

@@ -26,6 +26,7 @@ from qwen_vla_ros.messages import (
     numpy_to_image,
     rgb_to_compressed,
     state_from_message,
+    state_message_type,
     state_to_message,
 )
 
@@ -170,6 +171,24 @@ def test_odometry_survives_with_its_map() -> None:
     msg = state_to_message([group], values, Time())
     assert msg.pose.pose.position.x == pytest.approx(1.25)
     assert 2 * math.atan2(msg.pose.pose.orientation.z, msg.pose.pose.orientation.w) == pytest.approx(-1.25)
+    assert state_from_message([group], msg) == pytest.approx(values)
+
+
+def test_a_pose_survives_with_its_map() -> None:
+    group = StateGroup(
+        name="hand",
+        kind="eef_pose",
+        channels=("height", "turn", "real"),
+        unit="m",
+        topic="ee_pose",
+        fields=("z", "qx", "qw"),
+        source="pose",
+        map=LinearMap(scale=2.0),
+    )
+    values = {"height": 0.25, "turn": 0.1, "real": 0.4}
+    msg = state_to_message([group], values, Time(sec=3))
+    assert isinstance(msg, state_message_type([group])) and msg.header.stamp.sec == 3
+    assert (msg.pose.position.z, msg.pose.orientation.x, msg.pose.orientation.w) == pytest.approx((0.5, 0.2, 0.8))
     assert state_from_message([group], msg) == pytest.approx(values)
 
 

@@ -67,7 +67,8 @@ def test_channels_and_rates_are_those_of_the_embodiment(arm: WidowXWorld) -> Non
     assert arm.decision_s == pytest.approx(robot.period_s)
     assert arm.held_c.tolist() == [group.kind == "eef_delta" for group in robot.actions for _ in group.channels]
     arm.reset(0)
-    assert arm.state().shape == (7,) and arm.state()[6] == pytest.approx(1.0)
+    assert arm.state().shape == (10,) and arm.state()[6] == pytest.approx(1.0)
+    assert arm.state()[7:] == pytest.approx(arm.tool_target()[0], abs=5e-3)
 
 
 @pytest.mark.parametrize("axis", range(3))

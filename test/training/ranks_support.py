@@ -142,12 +142,11 @@ def train(scenario: Scenario, ranks: Ranks, out: Path, states: Path) -> dict[str
             save_state(out, SAVED_AT, policy, optimizer, average, PROGRESS)
     trained, averaged = whole_weights(policy), whole_weights(policy, average)
     with average.applied_to(policy):
-        whole = parallel.whole_policy(policy)
-        exported = None if whole is None else {name: value.clone() for name, value in whole.state_dict().items()}
+        exported = whole_weights(policy)
     again = learn(module, policy, optimizer, average, STEPS, scenario, ranks)  # gathered weights must not be stale
     if ranks.first:
         out.mkdir(parents=True, exist_ok=True)
-        assert exported is not None and all(torch.equal(exported[name], averaged[name]) for name in averaged)
+        assert all(torch.equal(exported[name], averaged[name]) for name in averaged)
         for name, weights in (("trained", trained), ("averaged", averaged)):
             save_file({key: value.contiguous() for key, value in weights.items()}, out / f"{name}.safetensors")
     return {"rows": rows, "again": again}

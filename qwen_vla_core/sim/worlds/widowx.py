@@ -56,7 +56,7 @@ class WidowXWorld(TabletopWorld):
     decision_s = 0.2
     limit_s = 15.0
     channels = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
-    state_channels = (*JOINTS, "gripper")
+    state_channels = (*JOINTS, "gripper", "hand_x", "hand_y", "hand_z")
     held_c = np.array([*[True] * 6, False])
     cameras = CAMERAS
     views = tuple(CAMERAS)
@@ -235,14 +235,13 @@ class WidowXWorld(TabletopWorld):
         return {"named_cube_lifted": float(self._named_lifted)}
 
     def state(self) -> np.ndarray:
-        """(7,) measured joints in radians and the gripper's opening as a fraction."""
-        finger = self.data.qpos[len(JOINTS)]
-        fraction = (finger - FINGER_RANGE[0]) / (FINGER_RANGE[1] - FINGER_RANGE[0])
-        return np.append(self.data.qpos[self._dofs], fraction)
+        """(10,) measured joints in radians, the gripper's opening as a fraction, the tool point in metres."""
+        return np.concatenate([self.data.qpos[self._dofs], [self.openings()[ARM]], self.pinch(ARM)])
 
     def openings(self) -> dict[str, float]:
         """The gripper's opening fraction."""
-        return {ARM: float(self.state()[6])}
+        finger = self.data.qpos[len(JOINTS)]
+        return {ARM: float((finger - FINGER_RANGE[0]) / (FINGER_RANGE[1] - FINGER_RANGE[0]))}
 
     def nearer_arm(self, colour: str) -> str:
         """There is one."""
