@@ -25,7 +25,7 @@ stage() { # page, name of the recipe, stage it goes on from (if any)
 say "demonstrations"
 demos aloha pick 1700 aloha_pick
 demos aloha transfer 900 aloha_transfer
-demos widowx place 1200 widowx_place
+demos widowx place 1500 widowx_place
 demos mobile_base all 1500 rooms_all
 "$bin/qwen-vla" data t2a --count 4000 --out data/t2a --workers "$workers"
 

@@ -75,7 +75,7 @@ def test_a_dry_run_says_what_would_be_done(workshop: Path, capsys: pytest.Captur
     recipe = workshop / "training/recipes/generalist/vision.yaml"
     assert cli.main(["train", "run", "--recipe", str(recipe), "--dry-run", "--json", "--set", "loader.workers=0"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["steps"] == 1500 and plan["eta_s"] > 0
+    assert plan["steps"] == 4000 and plan["eta_s"] > 0
     assert {group["name"]: group["trained"] > 0 for group in plan["groups"]} == {
         "vision": True,
         "language": False,
