@@ -34,8 +34,8 @@ def alone(work: Path) -> dict[str, dict[str, Any]]:
     """One rank without torchrun: as it should be."""
     return {
         "alone": train(Scenario(save=True), Ranks(), work / "alone", work),
-        "alone_frozen": train(Scenario(frozen=True), Ranks(), work / "alone_frozen", work),
-        "alone_half": train(Scenario(precision="bf16"), Ranks(), work / "alone_half", work),
+        "alone_frozen": train(Scenario(frozen=True, steps=2), Ranks(), work / "alone_frozen", work),
+        "alone_half": train(Scenario(precision="bf16", steps=2), Ranks(), work / "alone_half", work),
     }
 
 
@@ -60,9 +60,9 @@ def weights(work: Path, name: str) -> dict[str, torch.Tensor]:
 
 def assert_same(work: Path, name: str, result: dict[str, Any], other: str, expected: dict[str, Any]) -> None:
     """Equal but for the order of float32 sums. The learning rate is 1e-3: a real difference would be a hundredfold."""
-    rows = {row["step"]: row for row in [*expected["rows"], {"step": STEPS, **expected["again"]}]}
-    found = [*result["rows"], {"step": STEPS, **result["again"]}]
-    assert [row["step"] for row in found] == list(range(found[0]["step"], STEPS + 1))
+    rows = {row["step"]: row for row in [*expected["rows"], expected["again"]]}
+    found = [*result["rows"], result["again"]]
+    assert [row["step"] for row in found] == [step for step in rows if step >= found[0]["step"]]
     for row in found:
         for key in LOSSES:
             assert row[key] == pytest.approx(rows[row["step"]][key], rel=1e-4, abs=1e-5), (name, row["step"], key)
