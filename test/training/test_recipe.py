@@ -93,9 +93,9 @@ def test_train_says_in_one_line_what_is_wrong_and_leaves_nothing_behind(
         (GOOD.replace("[data/one, data/two]", "[]"), "`data`"),
     ):
         path.write_text(text)
-        assert main(["train", "--recipe", str(path), "--out", str(out), "--json"]) == 2
+        assert main(["train", "run", "--recipe", str(path), "--out", str(out), "--json"]) == 2
         error = capsys.readouterr().err.strip()
         assert said in error and "\n" not in error
-    assert main(["train", "--recipe", str(tmp_path / "none.yaml"), "--out", str(out)]) == 2
+    assert main(["train", "run", "--recipe", str(tmp_path / "none.yaml"), "--out", str(out)]) == 2
     assert "none.yaml" in capsys.readouterr().err
     assert not out.exists() or list(out.iterdir()) == []
