@@ -225,22 +225,31 @@ def state_from_odometry(groups: Iterable[StateGroup], msg: Odometry) -> dict[str
         "vy": twist.linear.y,
         "wz": twist.angular.z,
     }
-    return {
-        channel: float(group.map.to_channel(fields[field]))
-        for group in groups
-        if group.source == "odometry"
-        for channel, field in zip(group.channels, group.fields, strict=True)
-    }
+    return _channels(groups, "odometry", fields)
 
 
 def state_from_pose(groups: Iterable[StateGroup], msg: PoseStamped) -> dict[str, float]:
     """PoseStamped → {channel: value}; fields x, y, z [m], qx, qy, qz, qw."""
     position, q = msg.pose.position, msg.pose.orientation
     fields = dict(zip(POSE_FIELDS, (position.x, position.y, position.z, q.x, q.y, q.z, q.w), strict=True))
+    return _channels(groups, "pose", fields)
+
+
+def _channels(groups: Iterable[StateGroup], source: str, fields: Mapping[str, float]) -> dict[str, float]:
+    """{channel: value} in channel units of the groups that read ``source``, from its message's fields."""
     return {
         channel: float(group.map.to_channel(fields[field]))
         for group in groups
-        if group.source == "pose"
+        if group.source == source
+        for channel, field in zip(group.channels, group.fields, strict=True)
+    }
+
+
+def _message_fields(groups: Iterable[StateGroup], values: Mapping[str, float]) -> dict[str, float]:
+    """{field: value} in message units; the inverse of ``_channels``."""
+    return {
+        field: float(group.map.to_message(values[channel]))
+        for group in groups
         for channel, field in zip(group.channels, group.fields, strict=True)
     }
 
@@ -265,11 +274,7 @@ def state_to_joint_state(groups: Iterable[StateGroup], values: Mapping[str, floa
 
 def state_to_odometry(groups: Iterable[StateGroup], values: Mapping[str, float], stamp: TimeMsg) -> Odometry:
     """{channel: value} → Odometry in message units; the inverse of ``state_from_odometry``."""
-    fields = {
-        field: float(group.map.to_message(values[channel]))
-        for group in groups
-        for channel, field in zip(group.channels, group.fields, strict=True)
-    }
+    fields = _message_fields(groups, values)
     msg = Odometry()
     msg.header.stamp = stamp
     msg.header.frame_id, msg.child_frame_id = "odom", "base_link"  # REP-105
@@ -283,11 +288,7 @@ def state_to_odometry(groups: Iterable[StateGroup], values: Mapping[str, float],
 
 def state_to_pose(groups: Iterable[StateGroup], values: Mapping[str, float], stamp: TimeMsg) -> PoseStamped:
     """{channel: value} → PoseStamped in message units; the inverse of ``state_from_pose``."""
-    fields = {
-        field: float(group.map.to_message(values[channel]))
-        for group in groups
-        for channel, field in zip(group.channels, group.fields, strict=True)
-    }
+    fields = _message_fields(groups, values)
     msg = PoseStamped()
     msg.header.stamp = stamp
     position, q = msg.pose.position, msg.pose.orientation

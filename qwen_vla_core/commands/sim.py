@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="chance that an episode is pushed off its path, for recovery data (bare flag: 0.7; default: 0)",
     )
+    demos.add_argument(
+        "--pilot",
+        metavar="CHECKPOINT",
+        help="corrections: this policy drives until, at a random moment, the expert takes over (default: off)",
+    )
     render.add_argument("--out", type=Path, required=True, help="picture to write: .png or .gif")
     for job in (demos, render):
         job.add_argument(
@@ -127,8 +132,14 @@ def _demos(args: argparse.Namespace, world_name: str, embodiment_name: str) -> i
         raise UserError("--episodes and --workers: must be at least 1")
     if not 0 <= args.noise <= 1:
         raise UserError("--noise: a chance between 0 and 1")
+    if args.pilot and args.noise:
+        raise UserError("--pilot and --noise: a policy goes astray by itself; give one of them")
     config = DemoConfig(
-        world=world_name, tasks=_tasks(args.task, world_name), noise=args.noise, domain=_domain(args, world_name)
+        world=world_name,
+        tasks=_tasks(args.task, world_name),
+        noise=args.noise,
+        domain=_domain(args, world_name),
+        pilot=args.pilot,
     )
     with tqdm(total=args.episodes, unit="episode", disable=args.json) as bar:
 

@@ -99,10 +99,7 @@ def load(path: Path) -> Document:
         UserError: it cannot be read or is no JSON; names line and column.
     """
     if path.suffix in (".p", ".pkl", ".pickle"):
-        raise UserError(
-            f"{path}: pickle files can run code and are never read; write it as JSON where you trust it: "
-            "json.dump(pickle.load(open(name, 'rb')), open(name + '.json', 'w'))"
-        )
+        raise UserError(f"{path}: pickle files can run code and are never read; let whoever made it write it as JSON")
     text = read_text(path)
     decoder, lines = json.JSONDecoder(), {}
     line, seen = 1, 0

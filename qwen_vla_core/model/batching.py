@@ -20,6 +20,11 @@ Kind = Literal["action", "navigation"]
 KINDS: tuple[Kind, ...] = ("action", "navigation")
 
 
+def kind_of(convention: str) -> Kind:
+    """The loss that the actions of a robot with this convention belong to."""
+    return "navigation" if convention == "waypoint" else "action"
+
+
 @dataclass(frozen=True)
 class ActionRow:
     """One observation of one robot, with normalised numbers.

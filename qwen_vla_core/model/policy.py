@@ -22,7 +22,7 @@ from qwen_vla_core.interfaces import ActionChunk, Observation
 from qwen_vla_core.model import flow
 from qwen_vla_core.model.action_decoder import ActionDecoder, Context
 from qwen_vla_core.model.backbone import Backbone, Encoded
-from qwen_vla_core.model.batching import KINDS, ActionRow, collate_rows
+from qwen_vla_core.model.batching import KINDS, ActionRow, collate_rows, kind_of
 from qwen_vla_core.model.config import ModelConfig
 from qwen_vla_core.model.processor import IGNORED_LABEL, Processor
 
@@ -166,7 +166,7 @@ class QwenVLA(nn.Module):
                     actions_hc=None if targets is None else targets[index],
                     step_mask_h=None if step_mask_bh is None else step_mask_bh[index],
                     turns=() if turns is None else tuple(turns[index]),
-                    kind="navigation" if robot.control.convention == "waypoint" else "action",
+                    kind=kind_of(robot.control.convention),
                 )
             )
         batch = collate_rows(self.processor, self.config, rows)

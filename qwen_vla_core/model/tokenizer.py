@@ -52,8 +52,12 @@ PHRASES = (
 )
 
 
-def project_corpus() -> list[str]:
-    """Sentences in the project's own words: the published prompt, instructions, grounding questions and answers."""
+def project_corpus(robots: Sequence[str] = ()) -> list[str]:
+    """Sentences in the project's own words: the published prompt, instructions, grounding questions and answers.
+
+    Args:
+        robots: tags of those that the prompts will name.
+    """
     prompt = (
         "The robot is {} with {}{}. The control frequency is {} Hz. Please predict the next {} control actions to "
         "execute the following task: {}."
@@ -66,7 +70,7 @@ def project_corpus() -> list[str]:
     bodies = ("", ", waist", ", and mobile base", ", waist, and mobile base")
     text = [
         prompt.format(robot, arms[i % 2], bodies[i % 4], 10 + i, 8 + i, task)
-        for robot in ("ALOHA", "WidowX", "a mobile base")
+        for robot in (*robots, "a robot")
         for i, task in enumerate(tasks)
     ]
     for colour in COLOURS:
@@ -86,7 +90,11 @@ def project_corpus() -> list[str]:
 
 
 def train_tokenizer(
-    views: Sequence[str], extra_text: Sequence[str] = (), vocabulary: int = 768
+    views: Sequence[str],
+    extra_text: Sequence[str] = (),
+    vocabulary: int = 768,
+    robots: Sequence[str] = (),
+    phrases: Sequence[str] = PHRASES,
 ) -> PreTrainedTokenizerBase:
     """Trains the tiny tokenizer.
 
@@ -94,11 +102,13 @@ def train_tokenizer(
         views: view names; each gets its two boundary tokens.
         extra_text: more sentences, e.g. the grounding questions of a training script.
         vocabulary: upper bound of the size, special tokens included.
+        robots: tags of those that the prompts will name.
+        phrases: become one token each.
 
     Returns:
         A ``Qwen2Tokenizer`` with ChatML as chat template.
     """
-    corpus = [*project_corpus(), *extra_text]
+    corpus = [*project_corpus(robots), *extra_text]
     core = Tokenizer(models.BPE())
     core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -108,7 +118,7 @@ def train_tokenizer(
         ]
     )
     core.decoder = decoders.ByteLevel()
-    reserved = len(SPECIAL_TOKENS) + len(PHRASES) + 2 * len(views)
+    reserved = len(SPECIAL_TOKENS) + len(phrases) + 2 * len(views)
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - reserved,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -120,7 +130,7 @@ def train_tokenizer(
         vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], eos_token="<|im_end|>"
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in PHRASES])
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     tokenizer.chat_template = CHAT_TEMPLATE
     add_view_tokens(tokenizer, views)
     return tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import signal
@@ -22,6 +23,7 @@ from qwen_vla_core.data.lerobot.layout import INFO
 from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_json
+from qwen_vla_core.sim.corrections import Pilot, weights_of
 from qwen_vla_core.sim.demonstration import EXTRAS, SCENE, Demonstration
 from qwen_vla_core.sim.registry import make_expert, make_world, world_class
 
@@ -60,12 +62,14 @@ class DemoConfig:
         tasks: those drawn from.
         noise: chance that an episode is pushed.
         domain: full domain randomisation; None is off.
+        pilot: checkpoint of a policy that drives until the expert takes over; None: the expert alone.
     """
 
     world: str
     tasks: tuple[str, ...]
     noise: float = 0.0
     domain: DomainConfig | None = None
+    pilot: str | None = None
 
 
 class _Push:
@@ -98,7 +102,13 @@ def shrink(picture: np.ndarray, size: tuple[int, int] = STORED_SIZE) -> np.ndarr
 
 
 def record(
-    world: Any, world_name: str, seed: int, *, noise: float = 0.0, pushes: NoiseConfig | None = None
+    world: Any,
+    world_name: str,
+    seed: int,
+    *,
+    noise: float = 0.0,
+    pushes: NoiseConfig | None = None,
+    pilot: Pilot | None = None,
 ) -> Demonstration:
     """Runs the expert once; the episode says whether it succeeded.
 
@@ -108,26 +118,49 @@ def record(
         seed: of the scene, the instruction and the pushes.
         noise: chance that this episode is pushed.
         pushes: how.
+        pilot: drives first; an episode that is over, well or not, before the expert's turn is played again with an
+            earlier hand-over.
     """
+    if pilot is None:
+        return _record(world, world_name, seed, noise, pushes or NoiseConfig(), None)
+    world.reset(seed)
+    pilot.begin(seed, world.limit_s)
+    made = _record(world, world_name, seed, 0.0, NoiseConfig(), pilot)
+    over_s = (len(made) - HOLD_AFTER) * world.decision_s
+    if pilot.drives(over_s):
+        pilot.begin(seed, world.limit_s, over_s)
+        made = _record(world, world_name, seed, 0.0, NoiseConfig(), pilot)
+    return made
+
+
+def _record(
+    world: Any, world_name: str, seed: int, noise: float, pushes: NoiseConfig, pilot: Pilot | None
+) -> Demonstration:
     world.reset(seed)
     expert = make_expert(world_name, world)
     rng = np.random.default_rng([seed, 3])
-    push = _Push(pushes or NoiseConfig(), expert, rng) if rng.random() < noise else None
+    push = _Push(pushes, expert, rng) if rng.random() < noise else None
     pictures: dict[str, list[np.ndarray]] = {view: [] for view in world.views}
     states, actions, perturbed, scenes = [], [], [], []
     left = HOLD_AFTER
     while left and world.time_s < world.limit_s:
-        for view in world.views:
-            pictures[view].append(shrink(world.render(view, *RENDER_SIZE)))
+        seen = {view: world.render(view, *RENDER_SIZE) for view in world.views}
+        for view, picture in seen.items():
+            pictures[view].append(shrink(picture))
         states.append(world.state())
         scenes.append(json.dumps(world.scene_state().to_dict()))
-        action = expert.action()
-        executed = push.execute(action) if push and not world.ended() else action
+        action = executed = expert.action()
+        if not world.ended():
+            if push is not None:
+                executed = push.execute(action)
+            elif pilot is not None and pilot.drives(world.time_s):
+                executed = pilot.action(world, seen)
         actions.append(action)
         perturbed.append(bool(np.any(executed != action)))
         for command in world.play(executed):
             world.step(command)
         left = left - 1 if world.ended() else HOLD_AFTER
+    handed_over = {} if pilot is None else {"expert_from": sum(perturbed)}
     return Demonstration(
         images={view: np.stack(frames) for view, frames in pictures.items()},
         rows=EpisodeRows(
@@ -141,7 +174,7 @@ def record(
         instruction=world.instruction,
         seed=seed,
         success=bool(world.success()),
-        info={**world.about(), "pushed": push is not None, **_domain_of(world)},
+        info={**world.about(), "pushed": push is not None, **handed_over, **_domain_of(world)},
     )
 
 
@@ -150,17 +183,19 @@ def _domain_of(world: Any) -> dict[str, Any]:
     return {"domain": world.domain_drawn} if getattr(world, "domain", None) is not None else {}
 
 
-_WORLD: dict[tuple[Any, ...], Any] = {}  # one world per process: building and its GL context cost a second
+_WORLD: dict[tuple[Any, ...], Any] = {}  # one world (and pilot) per process: building and its GL context cost a second
 
 
-def _job(stager: EpisodeStager, config: DemoConfig, seed: int) -> tuple[int, Staged | None]:
+def _job(stager: EpisodeStager, config: DemoConfig, robot: str, seed: int) -> tuple[int, Staged | None]:
     """In a worker: records one seed, stages it if it succeeded."""
-    key = (config.world, config.tasks, config.domain)
+    key = (config.world, config.tasks, config.domain, config.pilot, robot)
     if key not in _WORLD:
         cv2.setNumThreads(1)
         domain = {} if config.domain is None else {"domain": config.domain}
-        _WORLD[key] = make_world(config.world, tasks=config.tasks, **domain)
-    made = record(_WORLD[key], config.world, seed, noise=config.noise)
+        world = make_world(config.world, tasks=config.tasks, **domain)
+        _WORLD[key] = world, None if config.pilot is None else Pilot(config.pilot, robot)
+    world, pilot = _WORLD[key]
+    made = record(world, config.world, seed, noise=config.noise, pilot=pilot)
     return seed, stager.stage(made.rows, [made.instruction], made.images, made.noted) if made.success else None
 
 
@@ -209,6 +244,7 @@ def generate(
         "tasks": list(config.tasks),
         "noise": config.noise,
         "domain": config.domain.to_json() if config.domain else None,
+        "pilot": None if config.pilot is None else weights_of(config.pilot),
     }
     failed = _failed_before(folder, described)
     with LeRobotWriter(
@@ -240,15 +276,15 @@ def generate(
         seeds = (s for s in count(seed) if s not in kept and s not in failed)
         if workers <= 1:
             while len(kept) < episodes:
-                settle(_job(writer.stager, config, next(seeds)))
+                settle(_job(writer.stager, config, robot.name, next(seeds)))
         else:
-            _run_pool(writer.stager, config, episodes, workers, seeds, kept, settle)
+            job = functools.partial(_job, writer.stager, config, robot.name)
+            _run_pool(job, episodes, workers, seeds, kept, settle)
     return len(kept), len(failed)
 
 
 def _run_pool(
-    stager: EpisodeStager,
-    config: DemoConfig,
+    job: Callable[[int], tuple[int, Staged | None]],
     episodes: int,
     workers: int,
     seeds: Iterator[int],
@@ -263,7 +299,7 @@ def _run_pool(
         try:
             while len(kept) < episodes:
                 while len(under_way) < min(2 * workers, episodes - len(kept)):
-                    under_way.append(pool.submit(_job, stager, config, next(seeds)))
+                    under_way.append(pool.submit(job, next(seeds)))
                 settle(under_way.pop(0).result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -92,8 +92,7 @@ def run(
         UserError: a damaged or foreign state, a full disk, a loss that is not finite (the last good state stays).
     """
     spec = recipe.optim
-    rates = vars(spec.rates)
-    optimizer = build_optimizer(parameter_groups(task.learner.named_parameters(), rates, spec.weight_decay), spec)
+    optimizer = build_optimizer(parameter_groups(task.learner.named_parameters(), spec), spec)
     average = Average(task.learner, spec.average)
     first = restore_state(out, task.learner, optimizer, average, provenance)
     began, recent = time.monotonic(), dict[str, float]()

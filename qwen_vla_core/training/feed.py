@@ -21,7 +21,7 @@ from qwen_vla_core.data.mixture import Mixture
 from qwen_vla_core.data.samples import ActionSample, Sample, TextSample, plain_pictures
 from qwen_vla_core.data.statistics import dataset_statistics, default_cache
 from qwen_vla_core.embodiment import Embodiment
-from qwen_vla_core.model.batching import ActionRow, Row, collate_rows
+from qwen_vla_core.model.batching import ActionRow, Row, collate_rows, kind_of
 from qwen_vla_core.model.flow import FlowConfig, sample_tau
 from qwen_vla_core.model.policy import QwenVLA, Stats
 from qwen_vla_core.model.processor import Sample as Conversation
@@ -133,7 +133,7 @@ class Feed:
             actions_hc=stats.action.normalize(sample.actions_hc[:steps]),
             step_mask_h=sample.step_mask_h[:steps],
             turns=sample.turns,
-            kind="navigation" if sample.family == "navigation" else "action",
+            kind=kind_of(contract.convention),
         )
 
 

@@ -59,6 +59,7 @@ def train(recipe: Recipe, out: Path, checkpoint: Path, progress: bool = True) ->
         seed=recipe.seed,
         extra_text=data.sentences(),
         model_type=recipe.backbone,
+        phrases=(),  # as the shipped checkpoint was trained
     )
     policy.train()
     use_float32_attention(policy.backbone.model)

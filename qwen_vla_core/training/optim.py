@@ -1,9 +1,10 @@
-"""What is trained how fast: parameter groups by part, AdamW, and the schedule of the rates."""
+"""What is trained how fast: parameter groups by part, AdamW or Muon, and the schedule of the rates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,40 +28,79 @@ def freeze(policy: QwenVLA, rates: Mapping[str, float]) -> None:
         parameter.requires_grad_(rates[part_of(name)] > 0.0 and parameter.requires_grad)
 
 
-def parameter_groups(
-    named: Iterator[tuple[str, nn.Parameter]], rates: Mapping[str, float], weight_decay: float
-) -> list[dict[str, object]]:
-    """AdamW's groups: per part, matrices with weight decay and the rest without.
+def parameter_groups(named: Iterator[tuple[str, nn.Parameter]], spec: OptimSpec) -> list[dict[str, Any]]:
+    """The optimizer's groups: per part, matrices with weight decay and the rest without.
 
     Args:
         named: parameters; frozen ones are left out. Those of a throw-away head may be named ``head.…``: they learn at
             the highest of the rates.
-        rates: part → peak learning rate.
-        weight_decay: of matrices.
+        spec: rates of the parts, weight decay of matrices, and whose they are.
 
     Returns:
-        Groups with ``params``, ``lr``, ``weight_decay``, ``part`` and ``peak``.
+        Groups with ``params``, ``lr``, ``weight_decay``, ``part``, ``peak`` and ``muon``.
     """
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         if parameter.requires_grad:
             part = "head" if name.startswith("head.") else part_of(name)
-            groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
+            muon = spec.matrices == "muon" and parameter.ndim == 2 and _in_block(name)
+            groups.setdefault((part, parameter.ndim > 1, muon), []).append(parameter)
+    rates = vars(spec.rates)
     rates = {**rates, "head": max(rates.values())}
     return [
         {
             "params": parameters,
             "lr": rates[part],
             "peak": rates[part],
-            "weight_decay": weight_decay if matrix else 0.0,
+            "weight_decay": spec.weight_decay if matrix else 0.0,
             "part": part,
+            "muon": muon,
         }
-        for (part, matrix), parameters in groups.items()
+        for (part, matrix, muon), parameters in groups.items()
     ]
 
 
-def build_optimizer(groups: list[dict[str, object]], spec: OptimSpec) -> torch.optim.AdamW:
-    """AdamW over the groups."""
+def _in_block(name: str) -> bool:
+    """Whether a matrix lies between inputs and outputs, where Muon is meant to be used: not embeddings or ends."""
+    return ".blocks." in name or ".layers." in name or "merger" in name
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon on the groups that ask for it, AdamW on the others, as one optimizer.
+
+    Muon (Jordan et al. 2024) makes the update of a matrix orthogonal; its size is matched to that of AdamW's, so that
+    both learn at the same rates. Torch's own two optimizers do the work on shared groups and state.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], betas: tuple[float, float]) -> None:
+        """
+        Args:
+            groups: of ``parameter_groups``.
+            betas: of AdamW.
+        """
+        muon = [group for group in groups if group["muon"]]
+        rest = [group for group in groups if not group["muon"]]
+        self._parts: list[torch.optim.Optimizer] = []
+        if muon:
+            self._parts.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
+        if rest:
+            self._parts.append(torch.optim.AdamW(rest, betas=betas, foreach=True))
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        for part in self._parts:
+            part.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of each."""
+        assert closure is None, "not supported"
+        for part in self._parts:
+            part.step()
+
+
+def build_optimizer(groups: list[dict[str, Any]], spec: OptimSpec) -> torch.optim.Optimizer:
+    """AdamW over the groups, or Muon and AdamW where matrices are Muon's."""
+    if spec.matrices == "muon":
+        return MuonAdamW(groups, spec.betas)
     return torch.optim.AdamW(groups, betas=spec.betas, foreach=True)
 
 

@@ -87,12 +87,10 @@ def execute(page: Page, args: argparse.Namespace) -> int:
 
 
 def _run(page: Page, recipe: StageRecipe, args: argparse.Namespace, ranks: Any) -> int:
-    import tempfile
-
     from qwen_vla_core.training import engine, stage
     from qwen_vla_core.training.peak import peak_of
 
-    out = args.out or Path(tempfile.mkdtemp())
+    out = args.out or Path()  # a dry run without --out writes nothing
     checkpoint = args.checkpoint or out / "checkpoint"
     done = out / RESULT
     with stage.opened(recipe, out, ranks, progress=not args.json) as opened:

@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_vla_core.embodiment.parse import NodeParser
 from qwen_vla_core.embodiment.spec import doc
-from qwen_vla_core.embodiment.yamlpos import compose, read_text
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.model.checkpoint import resolve_checkpoint
 from qwen_vla_core.training.ppo import PpoConfig
-from qwen_vla_core.training.stage_recipe import change_key as change_node
+from qwen_vla_core.training.recipe_file import read_recipe
 
 
 @dataclass(frozen=True)
@@ -145,12 +143,7 @@ def load_rl_recipe(path: str | Path, changes: Sequence[str] = ()) -> RlRecipe:
     Raises:
         UserError: with file, line, key and the fix.
     """
-    source = str(path)
-    node = compose(read_text(Path(path), source), source)
-    for change in changes:
-        change_node(node, change)
-    parser = NodeParser(source)
-    recipe = dataclasses.replace(parser.dataclass(RlRecipe, node, ""), source=source)
+    recipe, parser = read_recipe(RlRecipe, path, changes)
     if not recipe.worlds:
         parser.fail("worlds", "no worlds to learn in", "name a robot: [{embodiment: aloha}]")
     names = [spec.embodiment for spec in recipe.worlds]

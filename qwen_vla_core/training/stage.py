@@ -19,7 +19,7 @@ from qwen_vla_core.data.sample_maker import SampleOptions
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.model.attention import use_float32_attention
-from qwen_vla_core.model.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
+from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, resolve_checkpoint, save_checkpoint
 from qwen_vla_core.model.flow import FlowConfig
 from qwen_vla_core.model.policy import QwenVLA, Stats, loss_counts
 from qwen_vla_core.model.presets import PUBLISHED_BACKBONE, build_from_pretrained, build_tiny
@@ -61,8 +61,10 @@ class Stage:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a saved state belongs to."""
-        return {"stage": self.recipe.stage, "recipe": self.recipe.hash, "mixture": self.mixture.hash}
+        """What a saved state belongs to: every choice, the data, and the weights that the stage began with."""
+        recipe = self.recipe
+        begin = None if recipe.start is None else read_config(resolve_checkpoint(recipe.start))["weights_id"]
+        return {**recipe.choices, "mixture": self.mixture.hash, "start": begin}
 
     def feed(self, together: bool = False) -> Feed:
         """Batches for the policy; ``together`` as in ``FeedOptions``."""
@@ -105,7 +107,6 @@ def opened(recipe: StageRecipe, out: Path, ranks: Ranks, progress: bool) -> Iter
         )
     if ranks.device.type == "cpu":
         torch.set_num_threads(recipe.scale.threads)
-    out.mkdir(parents=True, exist_ok=True)
     progress = progress and ranks.first
     mixture = Mixture(load_mixture(recipe.path(recipe.mixture)))
     spec = recipe.loader

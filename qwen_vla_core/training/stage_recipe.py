@@ -7,7 +7,6 @@ from the command line, with the same checks.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -15,12 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from qwen_vla_core.embodiment.parse import NodeParser
 from qwen_vla_core.embodiment.spec import doc
-from qwen_vla_core.embodiment.yamlpos import compose, read_text
-from qwen_vla_core.errors import UserError
+from qwen_vla_core.training.recipe_file import read_recipe
 
 StageName = Literal["vision", "grounding", "t2a", "cpt", "sft"]
 
@@ -57,9 +53,15 @@ class Rates:
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
     rates: Rates = field(metadata=doc("Per part."))
+    matrices: Literal["adamw", "muon"] = field(
+        default="adamw",
+        metadata=doc(
+            "What trains the weights inside blocks; all else is AdamW's [X]. muon [O]: fewer steps at tiny size."
+        ),
+    )
     betas: tuple[float, float] = field(default=(0.9, 0.95), metadata=doc("Of AdamW [X]."))
     weight_decay: float = field(default=0.01, metadata=doc("On matrices only.", minimum=0.0))
     clip_norm: float = field(default=1.0, metadata=doc("Of the whole gradient [X].", exclusive_minimum=0.0))
@@ -178,14 +180,14 @@ class StageRecipe:
         return plain
 
     @property
-    def hash(self) -> str:
-        """SHA-256 of every choice that changes what is learnt; how it is spread and logged is left out."""
+    def choices(self) -> dict[str, Any]:
+        """Every choice that changes what is learnt; where it begins, how it is spread and logged is left out."""
         plain = self.to_json()
-        for key in ("scale", "evaluate", "tensorboard", "log_every", "save_every", "description"):
+        for key in ("start", "scale", "evaluate", "tensorboard", "log_every", "save_every", "description"):
             del plain[key]
         for key in ("workers", "prefetch", "cache_mb"):
             del plain["loader"][key]
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+        return plain
 
 
 def load_stage(path: str | Path, changes: Sequence[str] = ()) -> StageRecipe:
@@ -198,41 +200,9 @@ def load_stage(path: str | Path, changes: Sequence[str] = ()) -> StageRecipe:
     Raises:
         UserError: with file, line, key and the fix.
     """
-    source = str(path)
-    node = compose(read_text(Path(path), source), source)
-    for change in changes:
-        change_key(node, change)
-    parser = NodeParser(source)
-    recipe = dataclasses.replace(parser.dataclass(StageRecipe, node, ""), source=source)
+    recipe, parser = read_recipe(StageRecipe, path, changes)
     _check(recipe, parser)
     return recipe
-
-
-def change_key(node: yaml.Node | None, change: str) -> None:
-    """Writes one ``a.b=value`` into the node tree; what it says is judged afterwards, like the file itself."""
-    key, separator, text = change.partition("=")
-    path = [part.strip() for part in key.split(".")]
-    if not separator or not all(path):
-        raise UserError(f"--set {change}: write it as key.subkey=value, for example optim.rates.decoder=1e-4")
-    try:
-        value = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {change}: the value is no YAML ({str(error).splitlines()[0]})") from None
-    if value is None:
-        value = yaml.ScalarNode("tag:yaml.org,2002:null", "null")
-    for depth, part in enumerate(path):
-        if not isinstance(node, yaml.MappingNode):
-            raise UserError(f"--set {change}: {'.'.join(path[:depth])} has no keys")
-        found = next((i for i, (name, _) in enumerate(node.value) if name.value == part), None)
-        if found is None:
-            name = yaml.ScalarNode("tag:yaml.org,2002:str", part, node.start_mark, node.end_mark)
-            child: yaml.Node = yaml.MappingNode("tag:yaml.org,2002:map", [], node.start_mark, node.end_mark)
-            node.value.append((name, child))
-            found = len(node.value) - 1
-        if depth == len(path) - 1:
-            value.start_mark, value.end_mark = node.start_mark, node.end_mark
-            node.value[found] = (node.value[found][0], value)
-        node = node.value[found][1]
 
 
 def _check(recipe: StageRecipe, parser: NodeParser) -> None:
@@ -245,6 +215,8 @@ def _check(recipe: StageRecipe, parser: NodeParser) -> None:
         parser.fail("optim.rates.decoder", "stage 0 has no actions", "leave it at 0")
     if recipe.scale.parallel == "fsdp2" and not recipe.scale.together:
         parser.fail("scale.together", "every rank of fsdp2 has to do the same passes", "leave it true, or use ddp")
+    if recipe.optim.matrices == "muon" and recipe.scale.parallel == "fsdp2":
+        parser.fail("optim.matrices", "muon needs whole matrices on every rank", "use adamw, or scale.parallel: ddp")
     if recipe.lora is not None and recipe.scale.parallel == "fsdp2":
         parser.fail("lora", "adapters are not sharded", "use scale.parallel: ddp; the frozen weights need no gradients")
     if recipe.lora is not None and rates.vision:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,58 @@ def test_pushed_episodes_differ_are_marked_and_still_succeed(world: AlohaWorld) 
     assert sum(made.success for made in pushed) >= 1
     again = record(world, "aloha", 0, noise=1.0, pushes=often)
     np.testing.assert_array_equal(again.rows.action, pushed[0].rows.action)
+
+
+class Scripted:
+    """Stands where a loaded policy does: drives until a given time, always to the same command."""
+
+    def __init__(self, until_s: float, away: float) -> None:
+        self.until_s, self.away, self.begun = until_s, away, list[float | None]()
+
+    def begin(self, seed: int, limit_s: float, sooner_than_s: float | None = None) -> None:
+        self.begun.append(sooner_than_s)
+        if sooner_than_s is not None:
+            self.until_s = 0.5 * sooner_than_s
+
+    def drives(self, time_s: float) -> bool:
+        return time_s < self.until_s
+
+    def action(self, world: AlohaWorld, images: dict[str, np.ndarray]) -> np.ndarray:
+        assert images["ego"].shape == (192, 256, 3)
+        return world.command() + self.away
+
+
+def test_the_expert_takes_over_from_a_policy_and_finishes(world: AlohaWorld) -> None:
+    pilot = Scripted(until_s=0.8, away=0.02)
+    made = record(world, "aloha", 21, pilot=pilot)  # type: ignore[arg-type]
+    assert made.success and made.rows.perturbed.tolist() == [True] * 8 + [False] * (len(made) - 8)
+    assert made.info["expert_from"] == 8 and pilot.begun == [None]
+    alone = record(world, "aloha", 21)
+    np.testing.assert_array_equal(made.rows.action[0], alone.rows.action[0])  # the label is the expert's from the start
+    assert not np.allclose(made.rows.action[8], alone.rows.action[8])
+    assert made.rows.chunk(3, 4)[1].tolist() == [True, False, False, False]
+
+
+def test_an_episode_that_is_over_before_the_experts_turn_is_played_again(
+    world: AlohaWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "ended", lambda: world.time_s > 1.0)  # whatever the policy did, it is over
+    pilot = Scripted(until_s=5.0, away=0.0)
+    made = record(world, "aloha", 21, pilot=pilot)  # type: ignore[arg-type]
+    assert pilot.begun == [None, pytest.approx(1.0)]
+    assert 0 < made.info["expert_from"] < 8
+
+
+def test_corrections_of_a_real_policy_are_reproducible_and_name_its_weights(tmp_path: Path, aloha: Embodiment) -> None:
+    config = replace(PICK, pilot="aloha-tiny")
+    assert generate(tmp_path / "a", config, aloha, 1) == (1, 0)
+    assert generate(tmp_path / "b", config, aloha, 1) == (1, 0)
+    first, second = (read_demonstration(LeRobotDataset(tmp_path / name), 0) for name in "ab")
+    np.testing.assert_array_equal(first.rows.action, second.rows.action)
+    assert first.rows.perturbed.any() and not first.rows.perturbed.all()
+    assert json.loads((tmp_path / "a" / SETTINGS).read_text())["pilot"]
+    with pytest.raises(UserError, match="pilot"):
+        generate(tmp_path / "a", PICK, aloha, 2)
 
 
 def test_generation_resumes_without_recording_again(

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from places_support import landmark
 
 from qwen_vla_core.sim.grounding import Grid
 from qwen_vla_core.sim.grounding_navigation import CLASSES, asked_for, intention, place_cells, questions
 from qwen_vla_core.sim.navigation_expert import NavigationExpert
-from qwen_vla_core.sim.navigation_state import NavigationState, PlaceState
+from qwen_vla_core.sim.navigation_state import NavigationState
 from qwen_vla_core.sim.worlds.rooms import RoomsWorld
 
 HUE = {"red": 0, "green": 1, "blue": 2}
@@ -25,11 +26,6 @@ def world() -> Iterator[RoomsWorld]:
     shared.close()
 
 
-def place(name: str, ahead: float, left: float, uv: tuple[float, float] | None) -> PlaceState:
-    pixels = {} if uv is None else {"ego": uv}
-    return PlaceState(name, ahead, left, pixels, tuple(pixels))
-
-
 SCENE = NavigationState(
     task="past",
     goal="red ball",
@@ -38,11 +34,11 @@ SCENE = NavigationState(
     stopped=False,
     near_goal=False,
     places=(
-        place("blue pillar", 2.0, 0.6, (0.3, 0.5)),
-        place("red ball", 4.0, -0.1, (0.51, 0.55)),
-        place("red box", 1.0, -0.9, (0.9, 0.6)),
-        place("green ball", -1.0, 0.0, None),
-        place("yellow doorway", 3.0, -0.2, None),
+        landmark("blue pillar", 2.0, 0.6, (0.3, 0.5)),
+        landmark("red ball", 4.0, -0.1, (0.51, 0.55)),
+        landmark("red box", 1.0, -0.9, (0.9, 0.6)),
+        landmark("green ball", -1.0, 0.0, None),
+        landmark("yellow doorway", 3.0, -0.2, None),
     ),
     clearance=(2.5, 1.0, 0.8),
 )

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from places_support import landmark
 
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.sim import grounding, grounding_navigation
 from qwen_vla_core.sim.grounding import Grid
 from qwen_vla_core.sim.navigation_state import NavigationState
-from qwen_vla_core.sim.navigation_state import PlaceState as Landmark
 from qwen_vla_core.sim.navigation_tasks import PARAPHRASES, parse_instruction
 from qwen_vla_core.sim.randomize import COLOURS
 from qwen_vla_core.sim.scenes import CLASSES, read_scene
@@ -42,11 +42,6 @@ ONE_ARM = SceneState(
 )
 
 
-def place(name: str, ahead: float, left: float, uv: tuple[float, float] | None, hidden: bool = False) -> Landmark:
-    pixels = {} if uv is None else {"ego": uv}
-    return Landmark(name, ahead, left, pixels, () if hidden else tuple(pixels))
-
-
 ROOMS = NavigationState(
     task="past",
     goal="red ball",
@@ -55,13 +50,13 @@ ROOMS = NavigationState(
     stopped=False,
     near_goal=False,
     places=(
-        place("blue pillar", 2.0, 0.6, (0.3, 0.5)),
-        place("red ball", 4.0, -0.1, (0.51, 0.55)),
-        place("red box", 1.0, -0.9, (0.9, 0.6)),
-        place("yellow box", 3.0, 0.0, (0.5, 0.5), hidden=True),
-        place("green ball", -2.0, 0.0, None),
-        place("green pillar", -3.0, 0.0, None),
-        place("yellow doorway", 3.0, -0.2, (0.6, 0.4)),
+        landmark("blue pillar", 2.0, 0.6, (0.3, 0.5)),
+        landmark("red ball", 4.0, -0.1, (0.51, 0.55)),
+        landmark("red box", 1.0, -0.9, (0.9, 0.6)),
+        landmark("yellow box", 3.0, 0.0, (0.5, 0.5), hidden=True),
+        landmark("green ball", -2.0, 0.0, None),
+        landmark("green pillar", -3.0, 0.0, None),
+        landmark("yellow doorway", 3.0, -0.2, (0.6, 0.4)),
     ),
     clearance=(2.5, 1.0, 0.8),
 )
@@ -115,15 +110,15 @@ def test_in_rooms_every_landmark_in_sight_could_have_been_the_goal_and_something
 
 
 def test_what_has_been_passed_stays_passed_and_a_near_goal_means_stop() -> None:
-    near = place("red box", 0.6, -0.3, (0.7, 0.8))
+    near = landmark("red box", 0.6, -0.3, (0.7, 0.8))
     state = replace(ROOMS, passed=True, places=(near, *(p for p in ROOMS.places if p.name != "red box")))
     requests = dict(read_scene(state.to_dict()).requests(SAID))
     assert requests["drive by the blue pillar and go to the red box"] == requests["go to the red box"] == "stop"
     assert requests["go to the red ball"] == "red ball ahead row 6 column 8"
-    behind = place("red box", -0.6, -0.3, None)  # near, but the picture does not tell
+    behind = landmark("red box", -0.6, -0.3, None)  # near, but the picture does not tell
     state = replace(state, places=(behind, *state.places[1:]))
     assert not any("red box" in said for said, _ in read_scene(state.to_dict()).requests(SAID))
-    two = replace(state, places=(near, place("green box", 0.5, 0.0, (0.5, 0.8)), *ROOMS.places[:2]))
+    two = replace(state, places=(near, landmark("green box", 0.5, 0.0, (0.5, 0.8)), *ROOMS.places[:2]))
     requests = dict(read_scene(two.to_dict()).requests(SAID))  # a stop counts for the nearest one
     assert requests["go to the green box"] == "stop" and requests["go to the red box"].startswith("red box right")
 

@@ -89,10 +89,10 @@ def test_changes_are_judged_like_the_file(tmp_path: Path, change: str, message: 
         load_stage(written(tmp_path), [change])
 
 
-def test_the_hash_knows_what_is_learnt_and_not_how_it_is_spread(tmp_path: Path) -> None:
+def test_the_choices_know_what_is_learnt_and_not_how_it_is_spread(tmp_path: Path) -> None:
     path = written(tmp_path)
-    plain = load_stage(path).hash
+    plain = load_stage(path).choices
     for change in ("scale.threads=2", "save_every=7", "loader.workers=3", "description=hello"):
-        assert load_stage(path, [change]).hash == plain
+        assert load_stage(path, [change]).choices == plain
     for change in ("steps=11", "seed=1", "loss.draws=2", "loader.jitter=0", "optim.rates.decoder=2e-3"):
-        assert load_stage(path, [change]).hash != plain
+        assert load_stage(path, [change]).choices != plain
