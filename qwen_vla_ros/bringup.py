@@ -63,7 +63,7 @@ def build_graph(
     episodes: int = 0,
     seed: int = 0,
     task: str = "",
-    episode_timeout_s: float = 20.0,
+    episode_timeout_s: float = 0.0,
     run_dir: str = "",
 ) -> list[NodeSpec]:
     """The nodes of one robot, in start order.
@@ -83,7 +83,7 @@ def build_graph(
         seed: of the first simulated episode; the next ones count up.
         task: in simulation, what the world draws instructions from when none is given: one of its tasks, its first when
             empty, "all" for everything it knows.
-        episode_timeout_s: simulated seconds until an episode counts as failed.
+        episode_timeout_s: simulated seconds until an episode counts as failed; 0: the world's own limit.
         run_dir: folder of this run's bags and summary; default: the next free ``rollouts/<date>_<number>``.
 
     Raises:

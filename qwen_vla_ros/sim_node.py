@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,10 +75,10 @@ class SimNode(Node):
             timeout_s=declare(
                 self,
                 "episode_timeout_s",
-                20.0,
-                "Simulated seconds from the first chunk until an episode has failed",
+                0.0,
+                "Simulated seconds from the first chunk until an episode has failed; 0: the world's own limit",
                 read_only=True,
-                minimum=0.1,
+                minimum=0.0,
                 maximum=86400.0,
             ),
             startup_timeout_s=declare(
@@ -94,6 +95,8 @@ class SimNode(Node):
         if task not in ("", "all", *known):
             raise UserError(f"parameter 'task': {task!r} is none of {', '.join(known)}, all")
         self._world: Any = make_world(simulation.world, tasks=known if task == "all" else (task or known[0],))
+        if settings.timeout_s == 0.0:
+            settings = replace(settings, timeout_s=float(self._world.limit_s))
         self._camera = TwinCamera(simulation.world, self._world)
         self._camera_rate_hz = simulation.camera_rate_hz
         self._camera_size = simulation.camera_size

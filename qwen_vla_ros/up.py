@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", default="", help="task the simulator draws from, or all (default: its first)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first simulated episode")
     parser.add_argument(
-        "--episode-timeout", type=float, default=20.0, metavar="S", help="simulated seconds per episode"
+        "--episode-timeout", type=float, default=0.0, metavar="S", help="simulated seconds per episode; 0: the world's"
     )
     parser.add_argument("--namespace", default="", help="ROS namespace of all nodes")
     parser.add_argument("--use-sim-time", action=flag, default=False, help="all nodes follow the simulator's /clock")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One policy for ALOHA, WidowX and a mobile base, from nothing: demonstrations, stage 0, T2A, CPT, SFT, RL.
+# One policy for ALOHA, WidowX and a mobile base, from nothing: demonstrations, stage 0, T2A, CPT, corrections, SFT, RL.
 #   training/generalist.sh [OUT]            (OUT: runs/generalist; data goes to data/)
 # Every step goes on where it was interrupted, and is skipped once it is done. PROCESSES: training processes (default: one
 # per CUDA device, else one per core, at most 4); WORKERS: processes that record demonstrations (default: cores).
@@ -15,7 +15,9 @@ devices=$("$bin/python" -c 'import torch; print(torch.cuda.device_count())')
 processes=${PROCESSES:-$(( devices > 0 ? devices : (cores < 4 ? cores : 4) ))}
 
 say() { printf '\n== %s (%d min)\n' "$1" $((SECONDS / 60)); }
-demos() { "$bin/qwen-vla" sim demos --embodiment "$1" --task "$2" --episodes "$3" --noise 0.7 --out "data/$4" --workers "$workers"; }
+demos() { # embodiment, task, episodes, folder, further flags
+  "$bin/qwen-vla" sim demos --embodiment "$1" --task "$2" --episodes "$3" --out "data/$4" --workers "$workers" "${@:5}"
+}
 stage() { # page, name of the recipe, stage it goes on from (if any)
   say "$2"
   "$bin/python" -m torch.distributed.run --standalone --nproc_per_node "$processes" "training/$1.py" \
@@ -23,10 +25,10 @@ stage() { # page, name of the recipe, stage it goes on from (if any)
 }
 
 say "demonstrations"
-demos aloha pick 1700 aloha_pick
-demos aloha transfer 900 aloha_transfer
-demos widowx place 1500 widowx_place
-demos mobile_base all 1500 rooms_all
+demos mobile_base all 1500 rooms_all --noise 0.7
+demos widowx place 1500 widowx_place --noise 0.7
+demos aloha pick 1200 aloha_pick --noise 0.7
+demos aloha transfer 900 aloha_transfer --noise 0.7
 "$bin/qwen-vla" data t2a --count 4000 --out data/t2a --workers "$workers"
 
 stage vision vision
@@ -34,6 +36,14 @@ stage grounding where vision
 stage grounding requests where
 stage t2a t2a requests
 stage cpt cpt t2a
+
+say "corrections: the expert takes over from what CPT has taught"
+corrections() { demos "$1" "$2" "$3" "$4" --seed 20000 --pilot "$out/cpt/checkpoint"; }
+corrections mobile_base all 300 rooms_corrections
+corrections widowx place 300 widowx_corrections
+corrections aloha pick 300 aloha_pick_corrections
+corrections aloha transfer 300 aloha_transfer_corrections
+
 stage sft sft cpt
 say rl
 "$bin/python" training/rl.py --recipe "$recipes/rl.yaml" --from "$out/sft/checkpoint" --out "$out/rl" --set "workers=$workers"
