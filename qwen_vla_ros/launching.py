@@ -43,7 +43,9 @@ def describe(robot: str) -> LaunchDescription:
 
 def _arguments(robot: str) -> list[DeclareLaunchArgument]:
     return [
-        DeclareLaunchArgument("embodiment", default_value=robot, description="Shipped name or path of the robot's YAML"),
+        DeclareLaunchArgument(
+            "embodiment", default_value=robot, description="Shipped name or path of the robot's YAML"
+        ),
         DeclareLaunchArgument("checkpoint", default_value=DEFAULT_CHECKPOINT, description="Shipped name or folder"),
         DeclareLaunchArgument("instruction", default_value="", description="What to do; empty: the simulator chooses"),
         DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of all nodes"),

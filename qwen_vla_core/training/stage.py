@@ -142,7 +142,16 @@ def _views(dataset: Any) -> tuple[str, ...]:
 def _loaded(recipe: StageRecipe) -> QwenVLA:
     """The checkpoint that the stage goes on from; a relative path starts where the command was given."""
     assert recipe.start is not None
-    return load_checkpoint(resolve_checkpoint(recipe.start), "cpu")
+    policy = load_checkpoint(resolve_checkpoint(recipe.start), "cpu")
+    if recipe.renew is None:
+        return policy
+    spec, known = recipe.renew, policy.config
+    config = replace(known, decoder=replace(known.decoder, context=spec.context), state_mode=spec.state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        renewed = QwenVLA(config, policy.backbone, policy.processor, policy.embodiments, policy.stats)
+        renewed.decoder.reset_parameters()
+    return renewed
 
 
 def _new(

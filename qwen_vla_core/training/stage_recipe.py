@@ -43,6 +43,16 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class RenewSpec:
+    """A new action decoder behind the backbone of `start`, with its own choices."""
+
+    context: Literal["cached", "joint"] = field(default="cached", metadata=doc("See docs/model.md."))
+    state: Literal["none", "prompt", "dit_token"] = field(
+        default="none", metadata=doc("How proprioception enters [P]: not at all by default.")
+    )
+
+
+@dataclass(frozen=True)
 class Rates:
     """Peak learning rates; 0 freezes a part."""
 
@@ -157,6 +167,9 @@ class StageRecipe:
     )
     start: str | None = field(default=None, metadata=doc("Checkpoint to go on from; default: a new `model`."))
     model: ModelSpec = field(default_factory=ModelSpec, metadata=doc("Where there is no `start`."))
+    renew: RenewSpec | None = field(
+        default=None, metadata=doc("A new decoder behind the backbone of `start`; default: that of `start`.")
+    )
     loss: LossSpec = field(default_factory=LossSpec, metadata=doc("Weights and flow times."))
     loader: LoaderSpec = field(default_factory=LoaderSpec, metadata=doc("How samples are made."))
     scale: ScaleSpec = field(default_factory=ScaleSpec, metadata=doc("How the work is spread."))
@@ -219,6 +232,8 @@ def _check(recipe: StageRecipe, parser: NodeParser) -> None:
         parser.fail("optim.matrices", "muon needs whole matrices on every rank", "use adamw, or scale.parallel: ddp")
     if recipe.lora is not None and recipe.scale.parallel == "fsdp2":
         parser.fail("lora", "adapters are not sharded", "use scale.parallel: ddp; the frozen weights need no gradients")
+    if recipe.renew is not None and not rates.decoder:
+        parser.fail("renew", "the new decoder would stay as it begins", "give optim.rates.decoder a rate")
     if recipe.lora is not None and rates.vision:
         parser.fail("optim.rates.vision", "with `lora` the tower's weights stay", "leave it at 0")
     if recipe.model.pretrained is not None and recipe.model.preset == "tiny":

@@ -3,7 +3,7 @@
 Runs where ROS 2's launch is installed (apt, RoboStack, a source build); the wheels from PyPI have none.
 """
 
-# ruff: noqa: I001  (what is imported after the skips may be absent; this repository has a folder `launch`)
+
 from __future__ import annotations
 
 import os

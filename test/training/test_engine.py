@@ -97,6 +97,25 @@ def test_a_robot_without_data_is_named(folder: Path, tmp_path: Path) -> None:
         run(recipe, tmp_path / "run")
 
 
+def test_a_new_decoder_behind_a_known_backbone(folder: Path, tmp_path: Path, whole: Path) -> None:
+    """For comparisons of what only the decoder knows, behind one backbone."""
+    recipe = stage_recipe(
+        tmp_path, mixture(folder), start=str(whole / "checkpoint"), renew={"context": "joint", "state": "none"}, steps=2
+    )
+    with stage.opened(recipe, tmp_path / "run", Ranks(), progress=False) as opened:
+        before = load_checkpoint(whole / "checkpoint")
+        for (name, one), (_, other) in zip(
+            before.backbone.named_parameters(), opened.policy.backbone.named_parameters(), strict=True
+        ):
+            assert torch.equal(one, other), name
+        assert opened.policy.decoder.state_in is None and not opened.policy.decoder.action_out[-1].weight.any()
+    run(recipe, tmp_path / "run")
+    config = load_checkpoint(tmp_path / "run/checkpoint").config
+    assert (config.decoder.context, config.state_mode) == ("joint", "none")
+    with pytest.raises(UserError, match="renew: the new decoder would stay as it begins"):
+        stage_recipe(tmp_path, mixture(folder), start="x", renew={}, optim={"rates": {"vision": 1e-3}})
+
+
 def test_t2a_reads_every_prompt_once(folder: Path, tmp_path: Path, whole: Path) -> None:
     mixed = mixture(folder, asks=())
     mixed["families"][0] |= {"whole": True, "datasets": [{"path": str(folder), "embodiment": "aloha"}]}
