@@ -3,7 +3,6 @@
 Runs where ROS 2's launch is installed (apt, RoboStack, a source build); the wheels from PyPI have none.
 """
 
-
 from __future__ import annotations
 
 import os
