@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Observation → chunk, split into its parts: decode, preprocess, backbone, context, decoder per Euler step.
 
-    python benchmarks/latency.py [--checkpoint aloha-tiny] [--repeats 40] [--json]
+    python benchmarks/latency.py [--checkpoint generalist] [--repeats 40] [--json]
 
 Protocol: one thread, batch 1, every view of the embodiment as a 640×480 picture, the embodiment's prompt, medians after
 a warm-up. "decode" is what the policy node does to one set of messages: raw pictures are views on the message's memory,
@@ -92,7 +92,7 @@ def measure(checkpoint: str, repeats: int) -> dict[str, Any]:
 def main() -> int:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="aloha-tiny", help="shipped name or folder (default: aloha-tiny)")
+    parser.add_argument("--checkpoint", default="generalist", help="shipped name or folder (default: generalist)")
     parser.add_argument("--repeats", type=int, default=40, help="timed calls per part (default: 40)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()

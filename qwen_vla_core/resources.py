@@ -11,6 +11,7 @@ from pathlib import Path
 from qwen_vla_core.errors import UserError
 
 PACKAGE = "qwen_vla_ros"
+DEFAULT_CHECKPOINT = "generalist"  # drives ALOHA, WidowX and the mobile base
 KINDS = ("embodiments", "config", "checkpoints", "launch", "training")
 _MARKER = Path("embodiments") / "embodiment.schema.json"  # site-packages holds a `launch` of ROS 2, but never this
 

@@ -16,12 +16,11 @@ from pathlib import Path
 import qwen_vla_ros
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.resources import resource_dir
+from qwen_vla_core.resources import DEFAULT_CHECKPOINT, resource_dir
 
 Value = str | int | float | bool
 PACKAGE = "qwen_vla_ros"
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
-DEFAULT_CHECKPOINT = "aloha-tiny"
 
 
 @dataclass(frozen=True)

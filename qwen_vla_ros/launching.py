@@ -10,7 +10,8 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from qwen_vla_ros.bringup import DEFAULT_CHECKPOINT, LOG_LEVELS, NodeSpec, build_graph, next_run_dir
+from qwen_vla_core.resources import DEFAULT_CHECKPOINT
+from qwen_vla_ros.bringup import LOG_LEVELS, NodeSpec, build_graph, next_run_dir
 
 BOOLEANS = ["true", "false"]
 FLAGS = ("use_sim_time", "sim", "record", "autostart")

@@ -25,6 +25,7 @@ from qwen_vla_core.embodiment import Embodiment, load_embodiment
 from qwen_vla_core.embodiment.spec import CameraSpec, StateGroup
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import ActionChunk, Observation
+from qwen_vla_core.resources import DEFAULT_CHECKPOINT
 from qwen_vla_core.runtime.latency import LatencyWindow
 from qwen_vla_ros.messages import (
     chunk_to_message,
@@ -66,7 +67,7 @@ class PolicyNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("policy_node")
-        declare(self, "checkpoint", "aloha-tiny", "Shipped name or folder of the checkpoint", read_only=True)
+        declare(self, "checkpoint", DEFAULT_CHECKPOINT, "Shipped name or folder of the checkpoint", read_only=True)
         declare(self, "embodiment", "", "Robot YAML (name or path); empty: the checkpoint's own", read_only=True)
         declare(self, "instruction", "", "Instruction at start; qwen_vla/instruction replaces it", read_only=True)
         declare(self, "torch_threads", 1, "CPU threads of the model", read_only=True, minimum=1, maximum=256)

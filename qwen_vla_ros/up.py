@@ -23,8 +23,8 @@ from types import FrameType
 from typing import Any
 
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.resources import DEFAULT_CHECKPOINT
 from qwen_vla_ros.bringup import (
-    DEFAULT_CHECKPOINT,
     LOG_LEVELS,
     NodeSpec,
     build_graph,

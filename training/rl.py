@@ -10,7 +10,7 @@ loss      PPO, clip 0.2, on the log-probability of a chunk (fp32, executed steps
           states, behind a stop-gradient [P]
 schedule  AdamW, constant rates 5e-6 (decoder) and 1e-4 (value), 4 passes over every iteration's decisions [P]
 
-    python training/rl.py --recipe training/recipes/rl/aloha_tiny.yaml --out runs/rl
+    python training/rl.py --recipe training/recipes/rl/aloha.yaml --out runs/rl
     RAY_ADDRESS=… python training/rl.py --recipe … --out … --ray             # worlds on the nodes of a Ray cluster
 """
 

@@ -15,12 +15,13 @@ from qwen_vla_core.evaluation.episodes import Evaluator, Settings, film_episodes
 from qwen_vla_core.evaluation.metrics import Rate
 from qwen_vla_core.evaluation.report import summarise
 from qwen_vla_core.files import atomic_write_json
+from qwen_vla_core.resources import DEFAULT_CHECKPOINT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``qwen-vla eval``."""
     parser.add_argument("--embodiment", default="aloha", help="shipped name or YAML file (default: aloha)")
-    parser.add_argument("--checkpoint", default="aloha-tiny", help="shipped name or checkpoint folder")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="shipped name or checkpoint folder")
     parser.add_argument("--episodes", type=int, default=50, help="number of seeds (default: 50)")
     parser.add_argument("--seed", type=int, default=100_000, help="first seed; training demonstrations start at 0")
     parser.add_argument("--task", help="one of the world's tasks, or all (default: the world's first)")

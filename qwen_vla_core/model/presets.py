@@ -16,7 +16,7 @@ from qwen_vla_core.model.config import ContextMode, DecoderConfig, ModelConfig, 
 from qwen_vla_core.model.flow import FlowConfig
 from qwen_vla_core.model.policy import QwenVLA, Stats
 from qwen_vla_core.model.processor import AREA, ImageConfig, Processor
-from qwen_vla_core.model.tokenizer import PHRASES, train_tokenizer
+from qwen_vla_core.model.tokenizer import train_tokenizer
 
 PRESETS = ("paper", "small", "tiny")
 
@@ -210,7 +210,6 @@ def build_tiny(
     state_mode: StateMode = "dit_token",
     model_type: str = "qwen3_5",
     flow: FlowConfig | None = None,
-    phrases: Sequence[str] = PHRASES,
 ) -> QwenVLA:
     """A randomly initialised tiny policy, ready to train.
 
@@ -223,11 +222,10 @@ def build_tiny(
         state_mode: ``none``, ``prompt`` or ``dit_token``.
         model_type: backbone class.
         flow: flow-matching choices.
-        phrases: parts of the prompt that are one token each.
     """
     views = list(dict.fromkeys(view for embodiment in embodiments for view in embodiment.views))
     tags = [embodiment.prompt.robot_tag for embodiment in embodiments]
-    processor = Processor(train_tokenizer(views, extra_text, robots=tags, phrases=phrases), TINY_IMAGE)
+    processor = Processor(train_tokenizer(views, extra_text, robots=tags), TINY_IMAGE)
     vocabulary = processor.tokenizer.get_vocab()
     config = _tiny_config(len(processor.tokenizer), vocabulary, context, state_mode, model_type, flow)
     with torch.random.fork_rng(devices=[]):

@@ -94,7 +94,6 @@ def train_tokenizer(
     extra_text: Sequence[str] = (),
     vocabulary: int = 768,
     robots: Sequence[str] = (),
-    phrases: Sequence[str] = PHRASES,
 ) -> PreTrainedTokenizerBase:
     """Trains the tiny tokenizer.
 
@@ -103,7 +102,6 @@ def train_tokenizer(
         extra_text: more sentences, e.g. the grounding questions of a training script.
         vocabulary: upper bound of the size, special tokens included.
         robots: tags of those that the prompts will name.
-        phrases: become one token each.
 
     Returns:
         A ``Qwen2Tokenizer`` with ChatML as chat template.
@@ -118,7 +116,7 @@ def train_tokenizer(
         ]
     )
     core.decoder = decoders.ByteLevel()
-    reserved = len(SPECIAL_TOKENS) + len(phrases) + 2 * len(views)
+    reserved = len(SPECIAL_TOKENS) + len(PHRASES) + 2 * len(views)
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - reserved,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -130,7 +128,7 @@ def train_tokenizer(
         vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], eos_token="<|im_end|>"
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in PHRASES])
     tokenizer.chat_template = CHAT_TEMPLATE
     add_view_tokens(tokenizer, views)
     return tokenizer

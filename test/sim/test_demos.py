@@ -123,7 +123,7 @@ def test_an_episode_that_is_over_before_the_experts_turn_is_played_again(
 
 
 def test_corrections_of_a_real_policy_are_reproducible_and_name_its_weights(tmp_path: Path, aloha: Embodiment) -> None:
-    config = replace(PICK, pilot="aloha-tiny")
+    config = replace(PICK, pilot="generalist")
     assert generate(tmp_path / "a", config, aloha, 1) == (1, 0)
     assert generate(tmp_path / "b", config, aloha, 1) == (1, 0)
     first, second = (read_demonstration(LeRobotDataset(tmp_path / name), 0) for name in "ab")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from qwen_vla_core.embodiment import Embodiment, load_embodiment
 from qwen_vla_core.sim.demonstration import EXTRAS, Demonstration
 from qwen_vla_core.sim.demos import STORED_SIZE, NoiseConfig, record
 from qwen_vla_core.sim.worlds.aloha import AlohaWorld
-from qwen_vla_core.training.recipe import GroundingStage, PolicyStage, Recipe, VisionStage
 
 torch.set_num_threads(1)
 
@@ -48,14 +46,3 @@ def folder(episodes: list[Demonstration], aloha: Embodiment, tmp_path_factory: p
         for episode in episodes:
             writer.add_episode(episode.rows, [episode.instruction], episode.images, episode.noted)
     return path
-
-
-@pytest.fixture(scope="session")
-def recipe(folder: Path) -> Recipe:
-    """Two or three steps a stage: enough for every kind of interruption."""
-    vision = VisionStage(steps=2, batch_size=2, learning_rate=1e-3)
-    grounding = GroundingStage(steps=2, batch_size=2, questions=2, learning_rate=1e-3)
-    instruction = GroundingStage(steps=1, batch_size=2, questions=1, learning_rate=1e-3)
-    policy = PolicyStage(3, 2, 2, 1e-3, 5e-4, questions=2, text_weight=0.2)
-    base = Recipe("aloha", "tiny", (str(folder),), 3, vision, grounding, instruction, policy)
-    return replace(base, warmup_steps=2, ema_decay=0.5, save_every=2)

@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_kept(
 
 def test_the_published_numbers_are_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "rl.yaml"
-    path.write_text("start: aloha-tiny\nworlds: [{embodiment: aloha}]\niterations: 1\n")
+    path.write_text("start: generalist\nworlds: [{embodiment: aloha}]\niterations: 1\n")
     recipe = load_rl_recipe(path)
     [spec] = recipe.worlds
     assert (spec.worlds, spec.chunks, recipe.rounds) == (128, 8, 8)
@@ -221,7 +221,7 @@ def test_every_shipped_recipe_names_robots_and_tasks_that_exist(path: Path) -> N
 )
 def test_a_mistake_is_one_line_with_file_key_and_fix(tmp_path: Path, old: str, new: str, said: str) -> None:
     path = tmp_path / "rl.yaml"
-    path.write_text("start: aloha-tiny\nworlds: [{embodiment: aloha}]\niterations: 1\n".replace(old, new))
+    path.write_text("start: generalist\nworlds: [{embodiment: aloha}]\niterations: 1\n".replace(old, new))
     with pytest.raises(UserError) as caught:
         load_rl_recipe(path)
     assert said in str(caught.value) and "\n" not in str(caught.value)
@@ -240,7 +240,7 @@ def test_what_does_not_fit_the_checkpoint_is_said_before_anything_runs(short: Rl
 
 
 def test_the_page_says_what_it_would_do_and_changes_keys(tmp_path: Path) -> None:
-    recipe = ROOT / "training" / "recipes" / "rl" / "aloha_tiny.yaml"
+    recipe = ROOT / "training" / "recipes" / "rl" / "aloha.yaml"
     command = [sys.executable, "training/rl.py", "--recipe", str(recipe), "--dry-run", "--set", "rates.decoder=2e-5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -249,7 +249,7 @@ def test_the_page_says_what_it_would_do_and_changes_keys(tmp_path: Path) -> None
 
 
 def test_the_pages_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = str(ROOT / "training" / "recipes" / "rl" / "aloha_tiny.yaml")
+    recipe = str(ROOT / "training" / "recipes" / "rl" / "aloha.yaml")
     for arguments, said in (
         (["--recipe", recipe], "--out"),
         (["--recipe", recipe, "--out", str(tmp_path / "o"), "--set", "start=null"], "start: name the checkpoint"),
@@ -267,7 +267,7 @@ def test_under_torchrun_it_says_what_is_spread(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    recipe = str(ROOT / "training" / "recipes" / "rl" / "aloha_tiny.yaml")
+    recipe = str(ROOT / "training" / "recipes" / "rl" / "aloha.yaml")
     assert main("", ["--recipe", recipe, "--out", str(tmp_path / "o")]) == 2
     assert "workers" in capsys.readouterr().err and not list(tmp_path.iterdir())
 

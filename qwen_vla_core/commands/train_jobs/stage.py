@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import runpy
 from pathlib import Path
 
@@ -33,8 +32,6 @@ def run(args: argparse.Namespace) -> int:
         from qwen_vla_core.training.rl_page import execute as practise
 
         return practise(args)
-    if "preset" in keys:
-        return _first_skill(args)
     raise UserError(f"{source}: is no recipe of a stage: it has neither `stage` nor `worlds`")
 
 
@@ -47,16 +44,3 @@ def _stage(name: str, args: argparse.Namespace) -> int:
         known = ", ".join(sorted(path.stem for path in pages.glob("*.py")))
         raise UserError(f"{args.recipe}: stage: there is no page {name}.py; pages: {known}")
     return execute(runpy.run_path(str(page), run_name="qwen_vla_page")["PAGE"], args)
-
-
-def _first_skill(args: argparse.Namespace) -> int:
-    """The single loop behind the shipped ``aloha-tiny``."""
-    from qwen_vla_core.training.first_skill import train
-    from qwen_vla_core.training.recipe import load_recipe
-
-    if args.out is None:
-        raise UserError("--out: name a folder for the run")
-    checkpoint = args.checkpoint or args.out / "checkpoint"
-    result = train(load_recipe(args.recipe), args.out, checkpoint, progress=not args.json)
-    print(json.dumps(result, indent=2) if args.json else f"checkpoint: {checkpoint}\nlog and plot: {args.out}")
-    return 0
