@@ -15,11 +15,11 @@ from qwen_vla_core import cli
 from qwen_vla_core.model.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
-DEMOS = (
-    ("aloha", "pick", "aloha_pick"),
-    ("aloha", "transfer", "aloha_transfer"),
-    ("widowx", "place", "widowx_place"),
-    ("mobile_base", "all", "rooms_all"),
+DEMOS = (  # embodiment, task, folder of the demonstrations, of the corrections
+    ("aloha", "pick", "aloha_pick", "aloha_pick_corrections"),
+    ("aloha", "transfer", "aloha_transfer", "aloha_transfer_corrections"),
+    ("widowx", "place", "widowx_place", "widowx_corrections"),
+    ("mobile_base", "all", "rooms_all", "rooms_corrections"),
 )
 # recipe, the stage it goes on from, steps, the losses that have to fall, to which share of what they were at first
 STAGES = (
@@ -32,6 +32,11 @@ STAGES = (
 )
 
 
+def demonstrate(out: Path, embodiment: str, task: str, *options: str) -> None:
+    arguments = ["--embodiment", embodiment, "--task", task, "--out", str(out), *options]
+    assert cli.main(["sim", "demos", *arguments, "--json"]) == 0
+
+
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipes beside a folder of very few data, laid out as in the repository."""
@@ -41,9 +46,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for mixture in recipes.glob("*.yaml"):
         text = mixture.read_text()
         mixture.write_text(text.replace("batch_size: 32", "batch_size: 8").replace("batch_size: 24", "batch_size: 6"))
-    for embodiment, task, name in DEMOS:
-        options = ["--embodiment", embodiment, "--task", task, "--episodes", "2", "--out", str(path / "data" / name)]
-        assert cli.main(["sim", "demos", *options, "--json"]) == 0
+    for embodiment, task, name, _ in DEMOS:
+        demonstrate(path / "data" / name, embodiment, task, "--episodes", "2")
     assert cli.main(["data", "t2a", "--count", "16", "--out", str(path / "data/t2a"), "--workers", "1", "--json"]) == 0
     return path
 
@@ -51,6 +55,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_stage_moves_its_own_loss(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipes, out = workshop / "training/recipes/generalist", workshop / "runs"
     for name, before, steps, shares in STAGES:
+        if name == "sft":
+            for embodiment, task, _, folder in DEMOS:
+                pilot = ["--pilot", str(out / "cpt/checkpoint"), "--seed", "20000", "--episodes", "1"]
+                demonstrate(workshop / "data" / folder, embodiment, task, *pilot)
         changes = [f"steps={steps}", "optim.warmup_steps=2", "log_every=1", "loader.workers=0", "save_every=1000"]
         command = ["train", "run", "--recipe", str(recipes / f"{name}.yaml"), "--out", str(out / name), "--json"]
         command += [part for change in changes for part in ("--set", change)]
@@ -75,7 +83,7 @@ def test_a_dry_run_says_what_would_be_done(workshop: Path, capsys: pytest.Captur
     recipe = workshop / "training/recipes/generalist/vision.yaml"
     assert cli.main(["train", "run", "--recipe", str(recipe), "--dry-run", "--json", "--set", "loader.workers=0"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["steps"] == 4000 and plan["eta_s"] > 0
+    assert plan["steps"] == 3000 and plan["eta_s"] > 0
     assert {group["name"]: group["trained"] > 0 for group in plan["groups"]} == {
         "vision": True,
         "language": False,
