@@ -40,9 +40,9 @@ stage cpt cpt t2a
 say "corrections: the expert takes over from what CPT has taught"
 corrections() { demos "$1" "$2" "$3" "$4" --seed 20000 --pilot "$out/cpt/checkpoint"; }
 corrections mobile_base all 300 rooms_corrections
-corrections widowx place 300 widowx_corrections
-corrections aloha pick 300 aloha_pick_corrections
-corrections aloha transfer 300 aloha_transfer_corrections
+corrections widowx place 600 widowx_corrections
+corrections aloha pick 250 aloha_pick_corrections
+corrections aloha transfer 200 aloha_transfer_corrections
 
 stage sft sft cpt
 say rl
