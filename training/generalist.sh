@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One policy for ALOHA, WidowX and a mobile base, from nothing: demonstrations, stage 0, T2A, CPT, corrections, SFT, RL.
+# One policy for ALOHA, WidowX and a mobile base, from nothing: demonstrations, stage 0, T2A, CPT, SFT with corrections, RL.
 #   training/generalist.sh [OUT]            (OUT: runs/generalist; data goes to data/)
 # Every step goes on where it was interrupted, and is skipped once it is done. PROCESSES: training processes (default: one
 # per CUDA device, else one per core, at most 4); WORKERS: processes that record demonstrations (default: cores).
@@ -37,14 +37,19 @@ stage grounding requests where
 stage t2a t2a requests
 stage cpt cpt t2a
 
-say "corrections: the expert takes over from what CPT has taught"
-corrections() { demos "$1" "$2" "$3" "$4" --seed 20000 --pilot "$out/cpt/checkpoint"; }
-corrections mobile_base all 300 rooms_corrections
-corrections widowx place 600 widowx_corrections
-corrections aloha pick 250 aloha_pick_corrections
-corrections aloha transfer 200 aloha_transfer_corrections
+corrections() { # stage whose policy drives first, first seed, ending of the folders, episodes of each world
+  say "corrections: the expert takes over from $1"
+  local pilot=(--seed "$2" --pilot "$out/$1/checkpoint")
+  demos mobile_base all "$4" "rooms_corrections$3" "${pilot[@]}"
+  demos widowx place "$5" "widowx_corrections$3" "${pilot[@]}"
+  demos aloha pick "$6" "aloha_pick_corrections$3" "${pilot[@]}"
+  demos aloha transfer "$7" "aloha_transfer_corrections$3" "${pilot[@]}"
+}
+corrections cpt 20000 "" 300 600 250 200
+stage sft sft_first cpt
+corrections sft_first 30000 _2 300 300 300 250
+stage sft sft sft_first
 
-stage sft sft cpt
 say rl
 "$bin/python" training/rl.py --recipe "$recipes/rl.yaml" --from "$out/sft/checkpoint" --out "$out/rl" --set "workers=$workers"
 say "done: $out/rl/checkpoint"

@@ -21,6 +21,10 @@ DEMOS = (  # embodiment, task, folder of the demonstrations, of the corrections
     ("widowx", "place", "widowx_place", "widowx_corrections"),
     ("mobile_base", "all", "rooms_all", "rooms_corrections"),
 )
+CORRECTED = {
+    "sft_first": "",
+    "sft": "_2",
+}  # stages that learn from corrections of the one before, ending of their folders
 # recipe, the stage it goes on from, steps, the losses that have to fall, to which share of what they were at first
 STAGES = (
     ("vision", None, 40, {"cells": 0.8, "place": 0.8}),
@@ -28,7 +32,8 @@ STAGES = (
     ("requests", "where", 30, {"text": 0.7}),
     ("t2a", "requests", 30, {"action": 0.9}),
     ("cpt", "t2a", 30, {"action": 0.95, "navigation": 0.95}),
-    ("sft", "cpt", 20, {"action": 1.0, "navigation": 1.0}),
+    ("sft_first", "cpt", 20, {"action": 1.0, "navigation": 1.0}),
+    ("sft", "sft_first", 20, {"action": 1.0, "navigation": 1.0}),
 )
 
 
@@ -55,10 +60,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_stage_moves_its_own_loss(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipes, out = workshop / "training/recipes/generalist", workshop / "runs"
     for name, before, steps, shares in STAGES:
-        if name == "sft":
+        if name in CORRECTED:
             for embodiment, task, _, folder in DEMOS:
-                pilot = ["--pilot", str(out / "cpt/checkpoint"), "--seed", "20000", "--episodes", "1"]
-                demonstrate(workshop / "data" / folder, embodiment, task, *pilot)
+                pilot = ["--pilot", str(out / f"{before}/checkpoint"), "--seed", "20000", "--episodes", "1"]
+                demonstrate(workshop / "data" / f"{folder}{CORRECTED[name]}", embodiment, task, *pilot)
         changes = [f"steps={steps}", "optim.warmup_steps=2", "log_every=1", "loader.workers=0", "save_every=1000"]
         command = ["train", "run", "--recipe", str(recipes / f"{name}.yaml"), "--out", str(out / name), "--json"]
         command += [part for change in changes for part in ("--set", change)]
@@ -74,7 +79,7 @@ def test_every_stage_moves_its_own_loss(workshop: Path, capsys: pytest.CaptureFi
     policy = load_checkpoint(out / "sft/checkpoint")
     assert set(policy.embodiments) == {"aloha", "widowx", "mobile_base"}
     capsys.readouterr()
-    assert cli.main([*command[:-2], "--from", str(out / "cpt/checkpoint")]) == 0
+    assert cli.main([*command[:-2], "--from", str(out / "sft_first/checkpoint")]) == 0
     assert "sft: done already" in capsys.readouterr().out
     assert cli.main(["train", "plot", str(out), "--out", str(workshop / "all.png")]) == 0
 
