@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Observation → chunk, split into its parts: decode, preprocess, backbone, context, decoder per Euler step.
 
-    python benchmarks/latency.py [--checkpoint generalist] [--repeats 40] [--json]
+    python benchmarks/latency.py [--checkpoint generalist] [--embodiment aloha] [--repeats 40] [--json]
 
 Protocol: one thread, batch 1, every view of the embodiment as a 640×480 picture, the embodiment's prompt, medians after
 a warm-up. "decode" is what the policy node does to one set of messages: raw pictures are views on the message's memory,
@@ -40,11 +40,11 @@ def timed(call: Callable[[], Any], repeats: int) -> float:
 
 
 @torch.no_grad()
-def measure(checkpoint: str, repeats: int) -> dict[str, Any]:
+def measure(checkpoint: str, embodiment: str, repeats: int) -> dict[str, Any]:
     """All parts in milliseconds."""
     torch.set_num_threads(1)
     policy = load_checkpoint(resolve_checkpoint(checkpoint))
-    robot = policy.embodiment()
+    robot = policy.embodiment(embodiment)
     rng = np.random.default_rng(0)
     scene = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), SIZE, interpolation=cv2.INTER_CUBIC)
     raw = {view: scene.tobytes() for view in robot.views}
@@ -52,7 +52,7 @@ def measure(checkpoint: str, repeats: int) -> dict[str, Any]:
     observation = Observation(
         dict.fromkeys(robot.views, scene), np.zeros(len(robot.state_channels)), "pick up the red cube"
     )
-    inputs = policy.preprocess(observation)
+    inputs = policy.preprocess(observation, embodiment)
     encoded = policy._encode(inputs)
     context = policy.encode(inputs)
     horizon = robot.control.horizon
@@ -71,17 +71,18 @@ def measure(checkpoint: str, repeats: int) -> dict[str, Any]:
     parts = {
         "decode raw": timed(decode_raw, repeats),
         "decode jpeg": timed(decode_jpeg, repeats),
-        "preprocess": timed(lambda: policy.preprocess(observation), repeats),
+        "preprocess": timed(lambda: policy.preprocess(observation, embodiment), repeats),
         "backbone": timed(lambda: policy._encode(inputs), repeats),
         "context keys and values": timed(
             lambda: policy.decoder.encode_context(policy._context(inputs, encoded)), repeats
         ),
         "decoder, one Euler step": (many - few) / 8,
-        "postprocess": timed(lambda: policy.postprocess(noise[0], observation), repeats),
+        "postprocess": timed(lambda: policy.postprocess(noise[0], observation, embodiment), repeats),
     }
-    whole = timed(lambda: policy.predict(observation, noise=noise), repeats)
+    whole = timed(lambda: policy.predict(observation, embodiment, noise=noise), repeats)
     return {
         "checkpoint": checkpoint,
+        "embodiment": embodiment,
         "views": len(robot.views),
         "prompt_tokens": int(inputs["input_ids"].shape[1]),
         "euler_steps": steps,
@@ -93,10 +94,11 @@ def main() -> int:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="generalist", help="shipped name or folder (default: generalist)")
+    parser.add_argument("--embodiment", default="aloha", help="one of the checkpoint's robots (default: aloha)")
     parser.add_argument("--repeats", type=int, default=40, help="timed calls per part (default: 40)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
-    report = measure(args.checkpoint, args.repeats)
+    report = measure(args.checkpoint, args.embodiment, args.repeats)
     if args.json:
         print(json.dumps(report, indent=2))
         return 0
