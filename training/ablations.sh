@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # What each choice is worth, behind one and the same backbone (stage 0 of the generalist) and at equal compute.
 #   training/ablations.sh [OUT] [NAME ...]     (OUT: runs/ablations; NAMEs: only these, default: all; see `case` below)
-# Goes on where it was interrupted. STEPS: of each comparison (2,000), EPISODES: per world (50), BASE: run of the generalist.
+# Goes on where it was interrupted. STEPS: of each comparison (2,000), EPISODES: per world (50), STAGE0: checkpoint of the backbone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/ablations}; shift || true
-base=${BASE:-runs/generalist}
+stage0=${STAGE0:-generalist-stage0}
 steps=${STEPS:-2000} episodes=${EPISODES:-50}
 t2a_steps=$((steps / 4)) t2a_cost=${T2A_COST:-3}  # steps of T2A for which one step of CPT could be done, measured
 recipes=training/recipes/generalist
@@ -33,7 +33,7 @@ compare() { # name, steps, checkpoint to go on from, changes
 }
 
 one() {
-  local seed stage0=$base/requests/checkpoint
+  local seed
   case $1 in
     t2a_*) # with T2A; seeds 0, 1, 2
       seed=${1#t2a_}
@@ -54,7 +54,7 @@ one() {
   esac
 }
 specialist() { # a third of the steps: all three together cost what `cached` costs
-  compare "$1" $((steps / 3)) "$base/requests/checkpoint" "mixture=$1.yaml" renew.context=cached renew.state=dit_token
+  compare "$1" $((steps / 3)) "$stage0" "mixture=$1.yaml" renew.context=cached renew.state=dit_token
 }
 
 [ $# -gt 0 ] || set -- cached joint state_none state_prompt only_aloha only_widowx only_mobile_base \

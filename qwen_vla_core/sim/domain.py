@@ -1,6 +1,6 @@
 """Domain randomisation of a tabletop world: what is varied, how far, and how it is put into a MuJoCo model.
 
-Evaluation and the first skill use ``RandomizationConfig`` alone. With a ``DomainConfig`` the ranges of the synthetic
+Evaluation and demonstrations use ``RandomizationConfig`` alone. With a ``DomainConfig`` the ranges of the synthetic
 family [P: light, texture, camera, poses, dynamics] come on top; the ranges themselves are our choice [O]. Without one
 nothing here runs, and no random number is drawn.
 """
