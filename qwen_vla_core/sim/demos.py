@@ -123,7 +123,6 @@ def record(
     """
     if pilot is None:
         return _record(world, world_name, seed, noise, pushes or NoiseConfig(), None)
-    world.reset(seed)
     pilot.begin(seed, world.limit_s)
     made = _record(world, world_name, seed, 0.0, NoiseConfig(), pilot)
     over_s = (len(made) - HOLD_AFTER) * world.decision_s
