@@ -5,8 +5,8 @@ Everything here is plain NumPy: a controller, a simulator and a recorder share i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -45,6 +45,56 @@ class ActionChunk:
     channels: tuple[str, ...]
     stamp_ns: int
     period_s: float
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What the robot will be doing anyway while the next chunk is computed: the rest of the plan being played.
+
+    Attributes:
+        actions_hc: (n, c) absolute actions in channel units, n <= H. Row i is due ``(i + 1)`` periods after the *new*
+            observation's stamp, so that it lines up with row i of the new chunk.
+        frozen: the first so many rows will have been executed before the new chunk can arrive.
+    """
+
+    actions_hc: np.ndarray
+    frozen: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One robot's question to an engine.
+
+    Attributes:
+        observation: what it sees now.
+        embodiment: its name in the checkpoint.
+        committed: the rest of its plan, for strategies that continue it; None: there is none.
+        noise_hk: (H, K) starting noise of the sampler, for repeatable answers; None: drawn.
+    """
+
+    observation: Observation
+    embodiment: str
+    committed: Committed | None = None
+    noise_hk: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An engine's answer.
+
+    Attributes:
+        chunk: H actions from the request's observation.
+        seconds: where the time went: preprocess, backbone, denoise (of the whole batch, if several were asked at once).
+    """
+
+    chunk: ActionChunk
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Answers requests of one or several robots: the model in this process, or a server elsewhere."""
+
+    def predict(self, requests: Sequence[Request]) -> list[Prediction]: ...
 
 
 class Policy(Protocol):

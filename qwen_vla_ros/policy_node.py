@@ -24,7 +24,7 @@ from trajectory_msgs.msg import JointTrajectory
 from qwen_vla_core.embodiment import Embodiment, load_embodiment
 from qwen_vla_core.embodiment.spec import CameraSpec, StateGroup
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.interfaces import ActionChunk, Observation
+from qwen_vla_core.interfaces import ActionChunk, Observation, Request
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT
 from qwen_vla_core.runtime.latency import LatencyWindow
 from qwen_vla_ros.messages import (
@@ -88,7 +88,7 @@ class PolicyNode(LifecycleNode):
         self._chunk_publisher = self.create_lifecycle_publisher(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
         heartbeat(self, STATUS_PERIOD_S, self._publish_status)
         self._subscriptions_made: list[Any] = []
-        self._policy: Any = None
+        self._engine: Any = None
         self._robot = ""
         self._checkpoint_id = ""
         self._buffer: ObservationBuffer | None = None
@@ -143,7 +143,7 @@ class PolicyNode(LifecycleNode):
         for subscription in self._subscriptions_made:
             self.destroy_subscription(subscription)
         self._subscriptions_made.clear()
-        self._policy = self._buffer = None
+        self._engine = self._buffer = None
         self._set_problem("not configured")
         return TransitionCallbackReturn.SUCCESS
 
@@ -169,13 +169,14 @@ class PolicyNode(LifecycleNode):
     def _configure(self) -> None:
         import torch
 
+        from qwen_vla_core.engine.local import LocalEngine
         from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, resolve_checkpoint
         from qwen_vla_core.model.device import choose_device
 
         torch.set_num_threads(int(self.get_parameter("torch_threads").value))
         path = Path(resolve_checkpoint(str(self.get_parameter("checkpoint").value)))
         device, dtype = choose_device(str(self.get_parameter("device").value))
-        self._policy = load_checkpoint(path, device, dtype)
+        self._engine = LocalEngine(load_checkpoint(path, device, dtype))
         self._checkpoint_id = f"{path.name} {read_config(path)['weights_id'][:12]}"
         embodiment = self._matching_embodiment(path)
         self._robot = embodiment.name
@@ -194,7 +195,7 @@ class PolicyNode(LifecycleNode):
         self._set_problem("not active")
 
     def _matching_embodiment(self, path: Path) -> Embodiment:
-        robots: dict[str, Embodiment] = self._policy.embodiments
+        robots: dict[str, Embodiment] = self._engine.policy.embodiments
         wanted = str(self.get_parameter("embodiment").value)
         if not wanted:
             if len(robots) != 1:
@@ -308,23 +309,12 @@ class PolicyNode(LifecycleNode):
         return True
 
     def _predict(self, observation: Observation) -> ActionChunk:
-        """The model's ``predict``, part by part, so that the status can say where the time goes."""
-        import torch
-
-        policy, robot = self._policy, self._robot
-        steps = int(self.get_parameter("flow_steps").value) or None
-        horizon = policy.embodiment(robot).control.horizon
-        marks = [time.monotonic()]
-        with torch.no_grad():
-            inputs = policy.preprocess(observation, robot)
-            marks.append(time.monotonic())
-            context = policy.encode(inputs)
-            marks.append(time.monotonic())
-            chunk_bhk = policy.denoise(context, inputs, horizon, steps)
-            chunk: ActionChunk = policy.postprocess(chunk_bhk[0], observation, robot)
-            marks.append(time.monotonic())
-        for name, start, end in zip(("preprocess", "backbone", "denoise"), marks, marks[1:], strict=False):
-            self._latency[name].add(end - start)
+        """Asks the engine, and keeps where the time went for the status."""
+        self._engine.steps = int(self.get_parameter("flow_steps").value) or None
+        (prediction,) = self._engine.predict([Request(observation, self._robot)])
+        for name, seconds in prediction.seconds.items():
+            self._latency[name].add(seconds)
+        chunk: ActionChunk = prediction.chunk
         return chunk
 
     def _stop_worker(self) -> None:

@@ -1,0 +1,1 @@
+"""From observations to chunks, fast: the only code that runs the model for a robot."""
