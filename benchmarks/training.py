@@ -30,7 +30,7 @@ from qwen_vla_core.model.tokenizer import train_tokenizer
 from qwen_vla_core.training.distributed import Ranks, clip_gradients, start, stop
 from qwen_vla_core.training.flops import FlopModel, work_of
 from qwen_vla_core.training.optim import build_optimizer, freeze, parameter_groups
-from qwen_vla_core.training.parallel import autocast, checkpoint_activations, compile_layers, parallelise
+from qwen_vla_core.training.parallel import autocast, checkpoint_activations, compile_layers, parallelise, prepare_cuda
 from qwen_vla_core.training.peak import peak_of, utilisation
 from qwen_vla_core.training.stage_recipe import OptimSpec, Rates
 
@@ -110,6 +110,7 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     flops = FlopModel.of(policy).total(work)
     parameters = sum(p.numel() for p in policy.parameters())
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    prepare_cuda(policy, ranks, "bf16")
     if options.compile:
         compile_layers(policy)
     if options.recompute:
@@ -124,20 +125,30 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
             given["hidden"] = policy._encode(inputs)
     cuda = ranks.device.type == "cuda"
     seconds, losses = [], []
-    for index in range(options.steps + 2):
-        _wait(cuda)
-        if index == 2 and cuda:
-            torch.cuda.reset_peak_memory_stats()
-        start_s = time.perf_counter()
+
+    def step() -> float:
         with autocast(ranks, "bf16"):
             loss = module(inputs, **given)["action"] / options.batch
         loss.backward()
         clip_gradients(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss.detach()))
+        return float(loss.detach())
+
+    for index in range(options.steps + 2):
+        if index == 2 and cuda:
+            torch.cuda.reset_peak_memory_stats()
+        _wait(cuda)
+        start_s = time.perf_counter()
+        losses.append(step())
         _wait(cuda)
         seconds.append(time.perf_counter() - start_s)
+    if options.profile:
+        with torch.profiler.profile() as profiler:
+            step()
+            _wait(cuda)
+        key = "self_cuda_time_total" if cuda else "self_cpu_time_total"
+        print(profiler.key_averages().table(sort_by=key, row_limit=options.profile, max_name_column_width=60))
     median = statistics.median(seconds[2:])
     peak = peak_of(ranks.device)
     used = utilisation(flops, median, peak)
@@ -188,6 +199,7 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="torch.compile of every layer")
     parser.add_argument("--fsdp", action="store_true", help="FSDP2 (under torchrun)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--profile", type=int, default=0, metavar="N", help="print the N dearest operations of a step")
     parser.add_argument("--json", type=Path, help="append the result to this file, one JSON per line")
     options = parser.parse_args()
     ranks = start(options.device)
