@@ -1,4 +1,4 @@
-"""The gated delta rule of Qwen3.5's linear layers, for training on a GPU: few, large kernels that a compiler can fuse.
+"""The linear layers of Qwen3.5, a short convolution and the gated delta rule, for training on a GPU: few, large kernels that a compiler can fuse.
 
 transformers' own fallback solves a triangular system per chunk and head, which a GPU does slowly, and the library that
 is faster (flash-linear-attention) refuses its backward pass on Hopper GPUs with Triton 3.4 to 3.7.0. Here the systems
@@ -115,8 +115,33 @@ def chunk_gated_delta_rule(
         return torch.cat(outputs, 2)[:, :, :length].transpose(1, 2).to(dtype), None
 
 
+def causal_convolution(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None, **_: Any
+) -> torch.Tensor:
+    """Depthwise convolution over tokens that looks back only, tap by tap: one kernel where it is compiled.
+
+    Args:
+        x: (B, C, L).
+        weight: (C, taps), the last one for the token itself.
+        bias: (C,) or None.
+        activation: ``silu``, ``swish`` or None.
+
+    Returns:
+        (B, C, L).
+    """
+    length, taps = x.shape[-1], weight.shape[1]
+    padded = functional.pad(x, (taps - 1, 0))
+    total = padded[..., :length] * weight[:, :1]
+    for tap in range(1, taps):
+        total = total + padded[..., tap : tap + length] * weight[:, tap : tap + 1]
+    if bias is not None:
+        total = total + bias[:, None]
+    total = functional.silu(total) if activation in ("silu", "swish") else total
+    return total.to(x.dtype)
+
+
 def use_matrix_products() -> None:
-    """Lets transformers' Qwen3.5 train with ``chunk_gated_delta_rule``; what needs a state keeps its own function."""
+    """Lets transformers' Qwen3.5 train with the functions above; what needs a state keeps its own function."""
     from transformers.models.qwen3_5 import modeling_qwen3_5 as modeling
 
     own = modeling.torch_chunk_gated_delta_rule
@@ -130,3 +155,4 @@ def use_matrix_products() -> None:
 
     rule.stateless = chunk_gated_delta_rule  # type: ignore[attr-defined]
     modeling.torch_chunk_gated_delta_rule = rule
+    modeling.causal_conv1d_fn = causal_convolution

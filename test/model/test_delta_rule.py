@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.qwen3_5 import modeling_qwen3_5 as modeling
 
-from qwen_vla_core.model.delta_rule import UnitLowerInverse, chunk_gated_delta_rule, use_matrix_products
+from qwen_vla_core.model.delta_rule import UnitLowerInverse, causal_convolution, chunk_gated_delta_rule, use_matrix_products
 
 
 @pytest.mark.parametrize("alike", [False, True])
@@ -43,9 +43,18 @@ def test_outputs_and_gradients_are_those_of_transformers(length: int) -> None:
         torch.testing.assert_close(found[1][1][name], gradient, atol=1e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("length", [2, 9])
+def test_the_convolution_is_that_of_transformers(length: int) -> None:
+    x, weight, bias = torch.randn(2, 6, length), torch.randn(6, 4), torch.randn(6)
+    for given in (None, bias):
+        expected = modeling.causal_conv1d_fn(x, weight, given, activation="silu")
+        torch.testing.assert_close(causal_convolution(x, weight, given, activation="silu"), expected)
+
+
 def test_it_is_used_where_no_state_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     own = modeling.torch_chunk_gated_delta_rule
-    monkeypatch.setattr(modeling, "torch_chunk_gated_delta_rule", own)  # put back afterwards
+    monkeypatch.setattr(modeling, "torch_chunk_gated_delta_rule", own)  # both are put back afterwards
+    monkeypatch.setattr(modeling, "causal_conv1d_fn", modeling.causal_conv1d_fn)
     use_matrix_products()
     use_matrix_products()  # again: nothing more
     x = torch.randn(1, 3, 1, 4)
