@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -119,7 +120,12 @@ class ServerProcess:
         self.log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, *command, "--json"], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True
+                [sys.executable, *command, "--json"],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
             )
 
     def wait_ready(self) -> str:
