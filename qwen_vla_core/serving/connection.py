@@ -109,7 +109,7 @@ class ClientConnection:
                 await self._predict(message, arrived)
             elif kind == "cancel" and self.statistics.layout:
                 number = field(message, "id", int, "cancel")
-                self._withdraw(lambda job, number=number: job.number == number)
+                self._withdraw([job for job in self._jobs if job.number == number])
             else:
                 raise ProtocolError(f"unexpected message of type {kind!r:.40}" + self._expected())
 
@@ -139,7 +139,7 @@ class ClientConnection:
         statistics.requests += 1
         if epoch > statistics.epoch:
             statistics.epoch = epoch
-            self._withdraw(lambda job: job.epoch < epoch)
+            self._withdraw([job for job in self._jobs if job.epoch < epoch])
         refusal = None
         if self._shared.draining():
             refusal = error_message("the server is draining: it ends and takes no new requests", DRAINING, number)
@@ -161,9 +161,9 @@ class ClientConnection:
         self._jobs.add(job)
         self._start(self._answer(job, steps, entries, arrived))
 
-    def _withdraw(self, which: Callable[[_Job], bool]) -> None:
+    def _withdraw(self, jobs: list[_Job]) -> None:
         """Nobody waits for these any more: what still queues is not computed."""
-        for job in filter(which, self._jobs):
+        for job in jobs:
             job.superseded = True
             if job.future is not None:
                 job.future.cancel()
