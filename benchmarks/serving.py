@@ -3,10 +3,11 @@
 
     python benchmarks/serving.py [--checkpoint generalist] [--embodiment aloha] [--repeats 40] [--seconds 4] [--json]
 
-Protocol: ``qwen-vla serve`` as a process of its own on loopback, one thread per model; every view of the embodiment as a
-640×480 picture. *Overhead*: this process asks its own engine and the server in turns, once per way of sending pictures,
-so that both suffer the same load; medians, and their ratio to the local engine. "robot CPU" is this process's CPU time
-per chunk, what a robot's computer has to pay. *Throughput*: 1, 2 and 4 clients ask as fast as they get answers.
+Protocol: ``qwen-vla serve`` as a process of its own on loopback, one thread per model; every view of the embodiment as
+a 640×480 picture. *Overhead*: this process asks its own engine and the server in turns, once per way of sending
+pictures, so that all suffer the same load; medians, and the median ratio to the local engine in the same turn. "robot
+CPU" is this process's CPU time per chunk, what a robot's computer has to pay. *Throughput*: 1, 2 and 4 clients ask as
+fast as they get answers.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ neither a GPU nor the weights.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +121,7 @@ def _remote(node: Any) -> EngineSetup:
         embodiment,
         token=read_token(token_file=str(node.get_parameter("server_token_file").value)),
         ca_file=str(node.get_parameter("server_ca_file").value),
-        name=node.get_fully_qualified_name(),
+        name=f"{socket.gethostname()}{node.get_fully_qualified_name()}",
         timeout_s=float(node.get_parameter("server_timeout_s").value),
         pictures=str(node.get_parameter("server_pictures").value),
     )

@@ -138,7 +138,7 @@ class RemoteEngine:
         # Only the loop's thread touches these.
         self._pending: dict[int, tuple[int, asyncio.Future[dict[str, Any]]]] = {}  # id → (epoch, answer)
         self._next_id = 0
-        self._withdrawals: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._main: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="policy server link", daemon=True)
@@ -207,10 +207,11 @@ class RemoteEngine:
             if self._closed:
                 return
             self._closed = True
+            connection = self._connection
             self._trouble = ServerAway(f"the connection to {self.url} was closed")
             self._connection = self._metadata = None
             self._changed.notify_all()
-        self._soon(self._cancel)
+        self._soon(lambda: self._background(self._end(connection)))
         self._thread.join(timeout=OPEN_TIMEOUT_S)
 
     def __enter__(self) -> RemoteEngine:
@@ -298,9 +299,18 @@ class RemoteEngine:
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             self._loop.close()
 
-    def _cancel(self) -> None:
+    async def _end(self, connection: ClientConnection | None) -> None:
+        """Says good-bye, so that the server does not log a broken client."""
+        self._fail_pending(self._trouble)
+        if connection is not None:
+            await connection.close()
         if self._main is not None:
             self._main.cancel()
+
+    def _background(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _keep_connected(self) -> None:
         delay_s = FIRST_DELAY_S
@@ -370,6 +380,9 @@ class RemoteEngine:
                 self._trouble = trouble
                 self._attempts += 1
                 self._changed.notify_all()
+        self._fail_pending(trouble)
+
+    def _fail_pending(self, trouble: ServerAway) -> None:
         for _, future in self._pending.values():
             if not future.done():
                 future.set_exception(type(trouble)(str(trouble)))
@@ -418,9 +431,7 @@ class RemoteEngine:
                 self.url, received.code if received else None, received.reason if received else ""
             ) from error
         except asyncio.CancelledError:
-            task = self._loop.create_task(self._withdraw(connection, number))
-            self._withdrawals.add(task)
-            task.add_done_callback(self._withdrawals.discard)
+            self._background(self._withdraw(connection, number))
             raise
         finally:
             self._pending.pop(number, None)
