@@ -7,7 +7,7 @@ Protocol: ``qwen-vla serve`` as a process of its own on loopback, one thread per
 a 640×480 picture. *Overhead*: this process asks its own engine and the server in turns, once per way of sending
 pictures, so that all suffer the same load; medians, and the median ratio to the local engine in the same turn. "robot
 CPU" is this process's CPU time per chunk, what a robot's computer has to pay. *Throughput*: 1, 2 and 4 clients ask as
-fast as they get answers.
+fast as they get answers; "server CPU" is the server's time per chunk, which other load on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import torch
 
 from qwen_vla_core.engine.local import LocalEngine
@@ -40,13 +41,13 @@ TIMEOUT_S = 60.0
 
 
 @contextmanager
-def server(checkpoint: str, *flags: str) -> Iterator[str]:
-    """``qwen-vla serve`` on a free port; yields its address."""
+def server(checkpoint: str, *flags: str) -> Iterator[tuple[str, psutil.Process]]:
+    """``qwen-vla serve`` on a free port; yields its address and process."""
     command = [sys.executable, "-m", "qwen_vla_core.cli", "serve", "--checkpoint", checkpoint, "--port", "0", "--json"]
     process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["url"]
+        yield json.loads(process.stdout.readline())["url"], psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -97,7 +98,9 @@ def overhead(url: str, engine: LocalEngine, request: Request, repeats: int) -> d
     return report
 
 
-def throughput(url: str, engine: LocalEngine, request: Request, seconds: float) -> dict[str, Any]:
+def throughput(
+    url: str, process: psutil.Process, engine: LocalEngine, request: Request, seconds: float
+) -> dict[str, Any]:
     """Chunks per second of 1, 2 and 4 clients, and of the local engine just before each."""
     robot = engine.policy.embodiment(request.embodiment)
     report: dict[str, Any] = {}
@@ -106,19 +109,28 @@ def throughput(url: str, engine: LocalEngine, request: Request, seconds: float) 
         remotes = [RemoteEngine(url, robot, timeout_s=TIMEOUT_S) for _ in range(count)]
         for remote in remotes:
             remote.wait_ready(TIMEOUT_S)
-        before = batches(url)
+        before, used_s = batches(url), cpu_s(process)
         remote_rate = rate([lambda remote=remote: remote.predict([request]) for remote in remotes], seconds)
+        used_s = cpu_s(process) - used_s
         sizes = {size: number - before.get(size, 0) for size, number in batches(url).items()}
         calls = max(1, sum(sizes.values()))
+        chunks = max(1, sum(int(size) * number for size, number in sizes.items()))
         report[str(count)] = {
             "chunks_per_s": remote_rate,
             "local_chunks_per_s": local,
             "ratio_to_local": remote_rate / local,
-            "mean_batch": sum(int(size) * number for size, number in sizes.items()) / calls,
+            "mean_batch": chunks / calls,
+            "server_cpu_ms": 1e3 * used_s / chunks,
         }
         for remote in remotes:
             remote.close()
     return report
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """CPU seconds of a process so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def rate(calls: list[Callable[[], Any]], seconds: float) -> float:
@@ -159,13 +171,13 @@ def main() -> int:
     torch.set_num_threads(1)
     engine = LocalEngine(load_checkpoint(resolve_checkpoint(args.checkpoint)))
     request = make_request(engine.policy, args.embodiment)
-    with server(args.checkpoint, "--max-wait-ms", args.max_wait_ms) as url:
+    with server(args.checkpoint, "--max-wait-ms", args.max_wait_ms) as (url, process):
         report = {
             "checkpoint": args.checkpoint,
             "embodiment": args.embodiment,
             "max_wait_ms": float(args.max_wait_ms),
             "overhead": overhead(url, engine, request, args.repeats),
-            "throughput": throughput(url, engine, request, args.seconds),
+            "throughput": throughput(url, process, engine, request, args.seconds),
         }
     if args.json:
         print(json.dumps(report, indent=2))
@@ -177,11 +189,11 @@ def main() -> int:
             f"{way:<10}{row['ms']:8.2f}{row['ratio_to_local']:8.2f}{row['robot_cpu_ms']:14.2f}{sent}"
             f"{row['largest_difference']:14.2g}"
         )
-    print(f"\n{'clients':<10}{'chunks/s':>10}{'local':>8}{'ratio':>8}{'mean batch':>12}")
+    print(f"\n{'clients':<10}{'chunks/s':>10}{'local':>8}{'ratio':>8}{'mean batch':>12}{'server CPU ms':>15}")
     for count, row in report["throughput"].items():
         print(
             f"{count:<10}{row['chunks_per_s']:10.1f}{row['local_chunks_per_s']:8.1f}{row['ratio_to_local']:8.2f}"
-            f"{row['mean_batch']:12.2f}"
+            f"{row['mean_batch']:12.2f}{row['server_cpu_ms']:15.1f}"
         )
     return 0
 
