@@ -233,8 +233,7 @@ class RemoteEngine:
         for request in requests:
             if request.embodiment not in self._robots:
                 raise UserError(f"embodiment {request.embodiment!r} is none of {', '.join(self._robots)}")
-            robot = metadata.robots[request.embodiment]
-            entries.append(encode_request(request, robot, self._pictures, self._quality))
+            entries.append(encode_request(request, metadata, self._pictures, self._quality))
         message = {"type": "predict", "epoch": epoch, "steps": self.steps, "requests": entries}
         try:
             future = asyncio.run_coroutine_threadsafe(self._exchange(message, connection, metadata, epoch), self._loop)

@@ -146,7 +146,7 @@ class ClientConnection:
         elif epoch < statistics.epoch:
             statistics.superseded += 1
             refusal = error_message(f"epoch {epoch} is over, {statistics.epoch} has begun", SUPERSEDED, number)
-        elif len(self.tasks) >= MAX_IN_FLIGHT:
+        elif self._flooded():
             refusal = error_message(f"{MAX_IN_FLIGHT} requests of this client are waiting already", FLOODED, number)
         elif not 1 <= len(entries) <= self._shared.metadata.max_batch:
             limit = self._shared.metadata.max_batch
@@ -160,6 +160,11 @@ class ClientConnection:
         job = _Job(number, epoch)
         self._jobs.add(job)
         self._start(self._answer(job, steps, entries, arrived))
+
+    def _flooded(self) -> bool:
+        """Whether this client waits for too much; what it has withdrawn counts little, but not nothing."""
+        waiting = sum(not job.superseded for job in self._jobs)
+        return waiting >= MAX_IN_FLIGHT or len(self.tasks) >= 4 * MAX_IN_FLIGHT
 
     def _withdraw(self, jobs: list[_Job]) -> None:
         """Nobody waits for these any more: what still queues is not computed."""

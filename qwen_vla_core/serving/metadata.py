@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_vla_core.embodiment import Embodiment, contract_difference
+from qwen_vla_core.model.picture_size import target_size
 from qwen_vla_core.serving.protocol import (
     CONTRACT,
     MALFORMED,
@@ -29,22 +30,44 @@ DEFAULT_STRATEGIES = ("blend",)
 
 
 @dataclass(frozen=True)
-class ViewMetadata:
-    """One picture of a robot.
+class Reduction:
+    """How the model makes pictures smaller by area means: a robot may do it first, with the same result.
 
     Attributes:
-        size: (width, height) its YAML expects, pixels.
-        reduced: (width, height) the model makes of that by area means, so that the robot may do it with the same
-            result; None where the model takes it as it is or reduces it in another way.
+        side: pixels per token, in height and width.
+        min_pixels: smaller pictures are enlarged.
+        max_pixels: larger ones are reduced to at most this area.
     """
 
-    size: tuple[int, int]
-    reduced: tuple[int, int] | None = None
+    side: int
+    min_pixels: int
+    max_pixels: int
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) to send: smaller where that changes nothing, else as it is."""
+        limits = (self.side, self.min_pixels, self.max_pixels)
+        new = target_size(height, width, *limits)
+        shrinks = new[0] <= height and new[1] <= width
+        # The model reduces what it gets: that must leave a picture that is reduced already as it is.
+        return new if shrinks and target_size(*new, *limits) == new else (height, width)
 
 
 @dataclass(frozen=True)
 class RobotMetadata:
-    """One robot that the checkpoint drives; ``contract`` is its ``Embodiment.policy_contract``."""
+    """One robot that the checkpoint drives.
+
+    Attributes:
+        name: of the embodiment.
+        hash: of its YAML's text in the checkpoint.
+        policy_hash: of ``contract``.
+        contract: its ``Embodiment.policy_contract``.
+        horizon: H.
+        frequency_hz: of the actions.
+        channels: the c action channels, in column order.
+        state_channels: of the state vector.
+        views: view → (width, height) that its YAML expects, pixels; others are taken too.
+        stats_hash: of the quantiles that its data are normalised with.
+    """
 
     name: str
     hash: str
@@ -54,15 +77,12 @@ class RobotMetadata:
     frequency_hz: float
     channels: tuple[str, ...]
     state_channels: tuple[str, ...]
-    views: Mapping[str, ViewMetadata]
+    views: Mapping[str, tuple[int, int]]
     stats_hash: str = ""
 
     @classmethod
-    def of(
-        cls, robot: Embodiment, stats_hash: str = "", reduced: Mapping[str, tuple[int, int]] | None = None
-    ) -> RobotMetadata:
+    def of(cls, robot: Embodiment, stats_hash: str = "") -> RobotMetadata:
         """A robot as a policy knows it."""
-        views = {c.view: ViewMetadata(c.size, (reduced or {}).get(c.view)) for c in robot.cameras}
         return cls(
             name=robot.name,
             hash=robot.hash,
@@ -72,7 +92,7 @@ class RobotMetadata:
             frequency_hz=float(robot.control.frequency_hz),
             channels=robot.channels,
             state_channels=robot.state_channels,
-            views=views,
+            views={camera.view: camera.size for camera in robot.cameras},
             stats_hash=stats_hash,
         )
 
@@ -80,12 +100,9 @@ class RobotMetadata:
     def from_message(cls, name: str, message: Mapping[Any, Any]) -> RobotMetadata:
         """The other side's description, checked."""
         what = f"embodiment '{name}'"
-        views: dict[str, ViewMetadata] = {}
-        for view, entry in field(message, "views", dict, what).items():
-            if not isinstance(view, str) or not isinstance(entry, dict):
-                raise ProtocolError(f"{what}: 'views' is not a map of texts to maps")
-            reduced = entry.get("reduced")
-            views[view] = ViewMetadata(_size(entry.get("size")), None if reduced is None else _size(reduced))
+        views = field(message, "views", dict, what)
+        if not all(isinstance(view, str) for view in views):
+            raise ProtocolError(f"{what}: 'views' is not a map of texts to sizes")
         return cls(
             name=name,
             hash=field(message, "hash", str, what),
@@ -95,7 +112,7 @@ class RobotMetadata:
             frequency_hz=field(message, "frequency_hz", float, what),
             channels=texts(message, "channels", what),
             state_channels=texts(message, "state_channels", what),
-            views=views,
+            views={view: _size(size) for view, size in views.items()},
             stats_hash=field(message, "stats_hash", str, what),
         )
 
@@ -116,6 +133,7 @@ class ServerMetadata:
         robots: by name.
         flow_steps: Euler steps when a request asks for none.
         noise_channels: K of a request's starting noise.
+        reduction: how pictures may be made smaller before they are sent; None: not at all, or bits would change.
         strategies: what the engine does with the rest of a robot's plan (``Request.committed``).
         max_message_bytes: longer messages end the connection.
         max_batch: most requests in one message.
@@ -126,6 +144,7 @@ class ServerMetadata:
     robots: Mapping[str, RobotMetadata]
     flow_steps: int = 0
     noise_channels: int = 64
+    reduction: Reduction | None = None
     strategies: tuple[str, ...] = DEFAULT_STRATEGIES
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_batch: int = 8
@@ -152,12 +171,20 @@ class ServerMetadata:
         robots = field(message, "embodiments", dict, "metadata")
         if not all(isinstance(name, str) and isinstance(entry, dict) for name, entry in robots.items()):
             raise ProtocolError("metadata: 'embodiments' is not a map of texts to maps")
+        reduction = None
+        if message.get("reduction") is not None:
+            rule = field(message, "reduction", dict, "metadata")
+            limits = [field(rule, key, int, "reduction") for key in ("side", "min_pixels", "max_pixels")]
+            if min(limits) < 1:
+                raise ProtocolError("reduction: side and pixels are positive")
+            reduction = Reduction(*limits)
         return cls(
             checkpoint=field(message, "checkpoint", str, "metadata"),
             weights_id=field(message, "weights_id", str, "metadata"),
             robots={name: RobotMetadata.from_message(name, entry) for name, entry in robots.items()},
             flow_steps=field(message, "flow_steps", int, "metadata"),
             noise_channels=field(message, "noise_channels", int, "metadata"),
+            reduction=reduction,
             strategies=texts(message, "strategies", "metadata"),
             max_message_bytes=field(message, "max_message_bytes", int, "metadata"),
             max_batch=max(1, field(message, "max_batch", int, "metadata")),
@@ -187,25 +214,19 @@ def describe_policy(policy: QwenVLA, path: Path, weights_id: str, strategies: tu
     from qwen_vla_core.model.processor import AREA
 
     image = policy.processor.image
+    rule = Reduction(image.patch_size * image.merge_size, image.min_pixels, image.max_pixels)
     robots = {}
     for name, robot in policy.embodiments.items():
-        reduced = {}
-        for camera in robot.cameras:
-            width, height = camera.size
-            new_h, new_w = image.target_size(height, width)
-            shrinks = new_h <= height and new_w <= width and (new_h, new_w) != (height, width)
-            # Only where reducing twice is reducing once may the robot do it.
-            if image.resample == AREA and shrinks and image.target_size(new_h, new_w) == (new_h, new_w):
-                reduced[camera.view] = (new_w, new_h)
         stats = policy.embodiment_stats(name)
         text = json.dumps({"action": stats.action.to_dict(), "state": stats.state.to_dict()}, sort_keys=True)
-        robots[name] = RobotMetadata.of(robot, hashlib.sha256(text.encode()).hexdigest(), reduced)
+        robots[name] = RobotMetadata.of(robot, hashlib.sha256(text.encode()).hexdigest())
     return ServerMetadata(
         checkpoint=path.resolve().name,
         weights_id=weights_id,
         robots=robots,
         flow_steps=policy.config.flow.steps,
         noise_channels=policy.config.decoder.channels,
+        reduction=rule if image.resample == AREA else None,
         strategies=strategies or DEFAULT_STRATEGIES,
     )
 

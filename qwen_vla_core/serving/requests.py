@@ -15,24 +15,23 @@ from qwen_vla_core.serving.protocol import BAD_REQUEST, ProtocolError, field, nu
 MAX_INSTRUCTION = 4096
 
 
-def encode_request(request: Request, robot: RobotMetadata, mode: str = "auto", quality: int = 90) -> dict[str, Any]:
+def encode_request(request: Request, metadata: ServerMetadata, mode: str = "auto", quality: int = 90) -> dict[str, Any]:
     """A request as a message; only the views that the policy needs are sent.
 
     Args:
         request: a view may be missing: the server says so.
-        robot: as the server describes it.
+        metadata: the server's.
         mode: ``raw``; ``reduced``: exactly what the model would make of it (where the checkpoint reduces by area);
             ``auto``: reduced where possible, else raw; ``jpeg``: reduced where possible, then lossy.
         quality: of JPEG, 1 to 100.
     """
     images: dict[str, Any] = {}
-    for view, expected in robot.views.items():
+    for view in metadata.robots[request.embodiment].views:
         image = request.observation.images.get(view)
         if image is None:
             continue
-        height_width = image.shape[:2]
-        if mode != "raw" and expected.reduced is not None and height_width == (expected.size[1], expected.size[0]):
-            image = reduce_area(image, expected.reduced[1], expected.reduced[0])
+        if mode != "raw" and metadata.reduction is not None:
+            image = reduce_area(image, *metadata.reduction.target(image.shape[0], image.shape[1]))
         images[view] = encode_jpeg(image, quality) if mode == "jpeg" else image
     committed = request.committed
     return {

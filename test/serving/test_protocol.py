@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import cv2
@@ -14,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_support import METADATA, ROBOT, observation, request, without
 
-from qwen_vla_core.interfaces import ActionChunk, Committed, Prediction
+from qwen_vla_core.interfaces import ActionChunk, Committed, Prediction, Request
 from qwen_vla_core.serving import protocol
-from qwen_vla_core.serving.metadata import ServerMetadata, check_hello, hello_message
+from qwen_vla_core.serving.metadata import Reduction, ServerMetadata, check_hello, hello_message
 from qwen_vla_core.serving.pictures import decode_picture, encode_jpeg, jpeg_size, reduce_area
 from qwen_vla_core.serving.protocol import ProtocolError, pack, unpack
 from qwen_vla_core.serving.requests import decode_prediction, decode_request, encode_prediction, encode_request
@@ -110,7 +111,7 @@ def test_a_request_comes_back_bit_for_bit_with_plan_and_noise() -> None:
         committed=Committed(rng.normal(size=(9, len(ROBOT.channels))), 4),
         noise_hk=rng.normal(size=(ROBOT.control.horizon, 64)).astype(np.float32),
     )
-    got = decode_request(unpack(pack(encode_request(sent, META))), METADATA, (ROBOT.name,))
+    got = decode_request(unpack(pack(encode_request(sent, METADATA))), METADATA, (ROBOT.name,))
     assert got.committed is not None and sent.committed is not None and got.noise_hk is not None
     assert got.embodiment == sent.embodiment and got.committed.frozen == 4
     assert np.array_equal(got.committed.actions_hc, sent.committed.actions_hc)
@@ -123,7 +124,7 @@ def test_a_request_comes_back_bit_for_bit_with_plan_and_noise() -> None:
 def edited(path: str, value: Any) -> dict[str, Any]:
     """A good request's message with one thing wrong."""
     plan = Committed(np.zeros((3, len(ROBOT.channels))), 1)
-    message = unpack(pack(encode_request(request(committed=plan, noise_hk=np.zeros((16, 64))), META)))
+    message = unpack(pack(encode_request(request(committed=plan, noise_hk=np.zeros((16, 64))), METADATA)))
     *parents, last = path.split("/")
     inner = message
     for key in parents:
@@ -224,6 +225,16 @@ def test_jpeg_is_near_and_its_claimed_size_is_read_before_decoding() -> None:
         decode_picture({"jpeg": entry["jpeg"][: start + 12]}, "it")
 
 
-def test_observations_of_another_size_than_announced_go_as_they_are() -> None:
-    sent = encode_request(request(), META, "auto")
-    assert np.array_equal(sent["images"]["ego"], observation().images["ego"])
+def test_pictures_are_sent_smaller_only_where_the_model_would_make_them_so() -> None:
+    rule = Reduction(side=32, min_pixels=12288, max_pixels=12288)
+    metadata = dataclasses.replace(METADATA, reduction=rule)
+    assert ServerMetadata.from_message(unpack(pack(metadata.to_message()))).reduction == rule
+    image = np.random.default_rng(5).integers(0, 256, (288, 384, 3), dtype=np.uint8)
+    seen = observation()
+    for size, sent in ((image, (96, 128, 3)), (image[:96, :128], (96, 128, 3)), (image[:60, :80], (60, 80, 3))):
+        asked = Request(type(seen)(dict.fromkeys(ROBOT.views, size), seen.state, "go"), ROBOT.name)
+        assert {i.shape for i in encode_request(asked, metadata)["images"].values()} == {sent}
+        for as_it_is in (encode_request(asked, metadata, "raw"), encode_request(asked, METADATA)):
+            assert all(np.array_equal(i, size) for i in as_it_is["images"].values())
+    with pytest.raises(ProtocolError, match="positive"):
+        ServerMetadata.from_message({**METADATA.to_message(), "reduction": {**vars(rule), "side": 0}})

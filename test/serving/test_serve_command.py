@@ -64,8 +64,8 @@ def test_the_servers_chunk_is_the_local_one_bit_for_bit(
         assert np.array_equal(there.chunk.actions_hc, here.chunk.actions_hc)
         assert dataclasses.replace(there.chunk, actions_hc=here.chunk.actions_hc) == here.chunk
         assert metadata.flow_steps == local.policy.config.flow.steps and metadata.robots[robot].stats_hash
-        reduced = metadata.robots[robot].views["ego"].reduced
-        assert reduced is not None  # or ``auto`` would be ``raw``, and this test nothing
+        assert metadata.reduction is not None  # or ``auto`` would be ``raw``, and this test nothing
+        reduced = metadata.reduction.target(480, 640)
         pixels = len(request.observation.images) * (reduced[0] * reduced[1] if pictures == "auto" else 640 * 480) * 3
         assert pixels < remote.statistics.bytes_sent < pixels + 20_000
         remote.steps = local.steps = 1

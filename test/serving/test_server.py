@@ -58,7 +58,7 @@ def nothing_left_open() -> Iterator[None]:
 
 def question(number: int, value: float = 0.0, epoch: int = 0) -> bytes:
     """A request as bytes."""
-    entry = encode_request(request(value), METADATA.robots[ROBOT.name])
+    entry = encode_request(request(value), METADATA)
     return pack({"type": "predict", "id": number, "epoch": epoch, "steps": None, "requests": [entry]})
 
 
@@ -352,22 +352,26 @@ def test_silent_and_half_sent_clients_do_not_keep_the_others_waiting() -> None:
             websocket.socket.close()
 
 
-def test_a_client_that_floods_is_refused_beyond_a_few_requests() -> None:
+def test_a_client_that_floods_is_refused_beyond_a_few_requests_and_a_new_epoch_clears_its_queue() -> None:
     engine = FakeEngine()
     with serving(engine) as server:
         engine.gate.clear()
         websocket = greeted(server.url)
-        for number in range(6):
+        websocket.send(question(0))
+        assert engine.entered.wait(TIMEOUT_S)  # so that the others have to queue
+        for number in range(1, 6):
             websocket.send(question(number))
         codes = [unpack(websocket.recv(TIMEOUT_S)) for _ in range(2)]
         assert [(e["id"], e["code"]) for e in codes] == [(4, "flooded"), (5, "flooded")]
-        websocket.send(question(6, epoch=1))  # a new epoch clears its queue
-        codes = [unpack(websocket.recv(TIMEOUT_S)) for _ in range(4)]
-        assert {e["code"] for e in codes if e["id"] in (1, 2, 3)} == {"superseded"}
-        engine.gate.set()
+        websocket.send(question(6, 6.0, epoch=1))
+        codes = [unpack(websocket.recv(TIMEOUT_S)) for _ in range(3)]
+        assert {(e["id"], e["code"]) for e in codes} == {(1, "superseded"), (2, "superseded"), (3, "superseded")}
         websocket.send(question(7, epoch=0))
+        assert unpack(websocket.recv(TIMEOUT_S))["code"] == "superseded"
+        engine.gate.set()
         answers = [unpack(websocket.recv(TIMEOUT_S)) for _ in range(2)]
-        assert {a["id"]: a.get("code") for a in answers}[7] == "superseded"
+        assert {a["id"]: a["epoch"] for a in answers} == {0: 0, 6: 1}
+        assert [[r.observation.state[0] for r in call] for call in engine.calls] == [[0.0], [6.0]]
 
 
 def test_a_failing_engine_is_an_error_of_that_request_only() -> None:
