@@ -109,7 +109,8 @@ def _matching_embodiment(node: Any, robots: dict[str, Embodiment], checkpoint: s
 
 def _remote(node: Any) -> EngineSetup:
     from qwen_vla_core.serving.access import read_token
-    from qwen_vla_core.serving.client import RemoteEngine, ServerAway, ServerRefused
+    from qwen_vla_core.serving.client import RemoteEngine
+    from qwen_vla_core.serving.trouble import ServerAway, ServerRefused
 
     wanted = str(node.get_parameter("embodiment").value)
     if not wanted:

@@ -17,10 +17,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
@@ -30,12 +29,10 @@ from qwen_vla_core.serving.metadata import ServerMetadata, check_hello, hello_me
 from qwen_vla_core.serving.pictures import MODES
 from qwen_vla_core.serving.protocol import (
     BAD_REQUEST,
-    CONTRACT,
     DRAINING,
     FLOODED,
     MAX_MESSAGE_BYTES,
     SUPERSEDED,
-    VERSION,
     ProtocolError,
     error_message,
     field,
@@ -44,22 +41,18 @@ from qwen_vla_core.serving.protocol import (
     unpack,
 )
 from qwen_vla_core.serving.requests import decode_prediction, encode_request
+from qwen_vla_core.serving.trouble import (
+    OPEN_TIMEOUT_S,
+    ServerAway,
+    ServerRefused,
+    Superseded,
+    check_url,
+    closing,
+    failure,
+)
 
 FIRST_DELAY_S, LAST_DELAY_S = 0.1, 2.0  # between two attempts; it doubles
-OPEN_TIMEOUT_S = 3.0  # for a connection and for the server's first words
 PING_INTERVAL_S, PING_TIMEOUT_S = 2.0, 4.0  # a pulled cable says nothing by itself
-
-
-class ServerAway(ConnectionError):
-    """There is no answer: the server is gone, restarting, too slow or refuses. Passes by itself, or names the cause."""
-
-
-class ServerRefused(ServerAway, UserError):
-    """The server is there, but this robot, this version or this token does not belong to it."""
-
-
-class Superseded(ServerAway):
-    """A newer epoch has begun while this was computed: the answer was dropped."""
 
 
 @dataclasses.dataclass
@@ -114,7 +107,7 @@ class RemoteEngine:
         Raises:
             UserError: a value is impossible.
         """
-        _check_url(url)
+        check_url(url)
         if pictures not in MODES:
             raise UserError(f"server_pictures '{pictures}' is none of {', '.join(MODES)}")
         if not 1 <= jpeg_quality <= 100 or timeout_s <= 0:
@@ -330,14 +323,12 @@ class RemoteEngine:
                     metadata = await asyncio.wait_for(self._greet(connection), OPEN_TIMEOUT_S)
                     self._found(connection, metadata)
                     delay_s = FIRST_DELAY_S
-                    async for data in connection:
-                        self._receive(data)
-                    trouble = _closing(self.url, connection.close_code, connection.close_reason)
+                    while True:
+                        self._receive(await connection.recv())
             except ConnectionClosed as error:
-                received = error.rcvd
-                trouble = _closing(self.url, received.code if received else None, received.reason if received else "")
+                trouble = closing(self.url, error)
             except (OSError, asyncio.TimeoutError, WebSocketException, ProtocolError) as error:
-                trouble = _failure(self.url, error)
+                trouble = failure(self.url, error)
             self._lost(trouble)
             if isinstance(trouble, ServerRefused):
                 delay_s = LAST_DELAY_S  # nothing changes by asking often
@@ -425,10 +416,7 @@ class RemoteEngine:
                 self.statistics.bytes_sent += len(data)
             return await future
         except ConnectionClosed as error:
-            received = error.rcvd
-            raise _closing(
-                self.url, received.code if received else None, received.reason if received else ""
-            ) from error
+            raise closing(self.url, error) from error
         except asyncio.CancelledError:
             self._background(self._withdraw(connection, number))
             raise
@@ -445,48 +433,3 @@ class RemoteEngine:
             if asked < epoch and not future.done():
                 self.statistics.superseded += 1
                 future.set_result(error_message("a newer epoch has begun", SUPERSEDED, number))
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("ws", "wss") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        valid = False
-    if not valid:
-        raise UserError(f"server '{url}' is no address like ws://host:8000 or wss://host:8000")
-
-
-def _closing(url: str, code: int | None, reason: str | None) -> ServerAway:
-    """In words, how a connection ended."""
-    if code is None or code == 1006:
-        return ServerAway(f"server {url} is away: the connection broke")
-    if code == 1001:
-        return ServerAway(f"server {url} is away: it was shut down")
-    return ServerAway(f"server {url} closed the connection: {reason or 'no reason given'} ({code})")
-
-
-def _failure(url: str, error: Exception) -> ServerAway:
-    """In words, why there is no connection."""
-    if isinstance(error, ProtocolError):
-        if error.code in (CONTRACT, VERSION):
-            return ServerRefused(f"server {url} refused: {error}")
-        return ServerAway(f"server {url}: {error}")
-    if isinstance(error, InvalidStatus):
-        status, body = error.response.status_code, bytes(error.response.body or b"")[:200].decode(errors="replace")
-        if status == 401:
-            return ServerRefused(f"server {url} refused the token (server_token_file, QWEN_VLA_TOKEN)")
-        if status == 404:
-            return ServerRefused(f"server {url}: wrong path: {body.strip()}")
-        return ServerAway(f"server {url} is not taking clients: HTTP {status} {body.strip()}")
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
-        return ServerAway(f"server {url} is away: no answer within {OPEN_TIMEOUT_S:g} s")
-    return ServerAway(f"server {url} is away: {_cause(error)}")
-
-
-def _cause(error: BaseException) -> str:
-    """One line: asyncio's own text for a refused connection lists every address."""
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0]

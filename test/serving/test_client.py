@@ -11,8 +11,9 @@ from serving_support import ROBOT, TIMEOUT_S, FakeEngine, eventually, fake_serve
 from websockets.sync.server import ServerConnection, serve
 
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.serving.client import RemoteEngine, ServerAway, ServerRefused, Superseded
+from qwen_vla_core.serving.client import RemoteEngine
 from qwen_vla_core.serving.protocol import pack
+from qwen_vla_core.serving.trouble import ServerAway, ServerRefused, Superseded
 
 
 @pytest.mark.parametrize("url", ["", "host:8000", "http://host:8000", "ws://", "ws://host:port", "ws://[::1"])

@@ -34,11 +34,12 @@ from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import Request
 from qwen_vla_core.serving.access import authorised, check_binding, read_token, server_tls
-from qwen_vla_core.serving.client import RemoteEngine, ServerAway, ServerRefused, Superseded
+from qwen_vla_core.serving.client import RemoteEngine
 from qwen_vla_core.serving.metadata import hello_message
 from qwen_vla_core.serving.protocol import pack, unpack
 from qwen_vla_core.serving.requests import encode_request
 from qwen_vla_core.serving.server import PolicyServer, ServerConfig
+from qwen_vla_core.serving.trouble import ServerAway, ServerRefused, Superseded
 
 TOKEN = "correct-horse-battery-staple"
 OPENED = contextlib.ExitStack()
