@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def encode_request(request: Request, metadata: ServerMetadata, mode: str = "auto
         "stamp_ns": int(request.observation.stamp_ns),
         "committed": None
         if committed is None
-        else {"actions_hc": np.asarray(committed.actions_hc, np.float64), "frozen": int(committed.frozen)},
+        else {**vars(committed), "actions_hc": np.asarray(committed.actions_hc, np.float64)},
         "noise_hk": None if request.noise_hk is None else np.asarray(request.noise_hk),
     }
 
@@ -104,7 +104,21 @@ def _committed(message: Any, robot: RobotMetadata) -> Committed | None:
         raise ProtocolError(f"committed: {len(actions)} actions, the horizon is {robot.horizon}")
     if not 0 <= frozen <= len(actions):
         raise ProtocolError(f"committed: 'frozen' is {frozen}, there are {len(actions)} actions")
-    return Committed(actions, frozen)
+    return Committed(actions, frozen, **_options(message))
+
+
+def _options(message: Mapping[Any, Any]) -> dict[str, Any]:
+    """What else the plan says, such as how to continue it: plain values that this side knows, or an error."""
+    hints = get_type_hints(Committed)
+    options = {key: value for key, value in message.items() if key not in ("actions_hc", "frozen")}
+    for key, value in options.items():
+        if key not in hints:
+            raise ProtocolError(f"committed: unknown key {key!r:.40}: install the same version on both sides")
+        allowed = get_args(hints[key])  # of a Literal
+        if not isinstance(value, (str, int, float)) or (allowed and value not in allowed):
+            known = f", known are {', '.join(map(str, allowed))}" if allowed else ""
+            raise ProtocolError(f"committed: '{key}' is {value!r:.40}{known}")
+    return options
 
 
 def encode_prediction(prediction: Prediction) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import msgpack
@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_support import METADATA, ROBOT, observation, request, without
 
-from qwen_vla_core.interfaces import ActionChunk, Committed, Prediction, Request
-from qwen_vla_core.serving import protocol
+from qwen_vla_core.interfaces import ActionChunk, Committed, Observation, Prediction, Request
+from qwen_vla_core.serving import protocol, requests
 from qwen_vla_core.serving.metadata import Reduction, ServerMetadata, check_hello, hello_message
 from qwen_vla_core.serving.pictures import decode_picture, encode_jpeg, jpeg_size, reduce_area
 from qwen_vla_core.serving.protocol import ProtocolError, pack, unpack
@@ -121,6 +121,29 @@ def test_a_request_comes_back_bit_for_bit_with_plan_and_noise() -> None:
     assert all(np.array_equal(got.observation.images[v], sent.observation.images[v]) for v in ROBOT.views)
 
 
+def test_no_field_is_left_behind() -> None:
+    """Who adds a field to one of these has to make it travel, and then to change this test."""
+    assert {f.name for f in dataclasses.fields(Request)} == {"observation", "embodiment", "committed", "noise_hk"}
+    assert {f.name for f in dataclasses.fields(Observation)} == {"images", "state", "instruction", "stamp_ns"}
+    assert {f.name for f in dataclasses.fields(Prediction)} == {"chunk", "seconds"}
+    assert {f.name for f in dataclasses.fields(ActionChunk)} == {"actions_hc", "channels", "stamp_ns", "period_s"}
+
+
+def test_a_plan_that_says_more_keeps_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Longer(Committed):
+        use: Literal["guided", "prefix"] = "guided"
+
+    monkeypatch.setattr(requests, "Committed", Longer)
+    sent = request(committed=Longer(np.zeros((3, len(ROBOT.channels))), 1, "prefix"))
+    message = unpack(pack(encode_request(sent, METADATA)))
+    got = decode_request(message, METADATA, (ROBOT.name,)).committed
+    assert isinstance(got, Longer) and got.use == "prefix" and got.frozen == 1
+    message["committed"]["use"] = "by force"
+    with pytest.raises(ProtocolError, match="'use' is 'by force', known are guided, prefix"):
+        decode_request(message, METADATA, (ROBOT.name,))
+
+
 def edited(path: str, value: Any) -> dict[str, Any]:
     """A good request's message with one thing wrong."""
     plan = Committed(np.zeros((3, len(ROBOT.channels))), 1)
@@ -156,6 +179,7 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("committed/frozen", 9, "'frozen' is 9"),
         ("committed/actions_hc", np.zeros((99, 14)), "99 actions, the horizon is"),
         ("committed", [], "'committed' is not a map"),
+        ("committed/force", "much", "committed: unknown key 'force'"),
     ],
 )
 def test_a_request_that_does_not_fit_the_robot_names_the_key(path: str, value: Any, told: str) -> None:
