@@ -156,18 +156,21 @@ def test_a_lost_server_makes_the_robot_hold_and_it_goes_on_when_the_server_is_ba
             def mode() -> str:
                 return watcher.status.get("controller", {}).get("mode", "")
 
+            def policy(key: str) -> str:
+                return watcher.status.get("policy", {}).get(key, "")
+
             watcher.wait_for(lambda: mode() == "running", TIMEOUT_S, "motion")
             assert "libtorch" not in Path(f"/proc/{graph.processes['policy_node'].pid}/maps").read_text()
             server.close()  # SIGKILL
             reason = f"holding: server {url} is away: "
-            watcher.wait_for(lambda: reason in watcher.status["policy"]["message"], TIMEOUT_S, "the policy's reason")
+            watcher.wait_for(lambda: reason in policy("message"), TIMEOUT_S, "the policy's reason")
             watcher.wait_for(lambda: mode() == "holding", TIMEOUT_S, "the controller to hold")
             assert "watchdog" in watcher.status["controller"]["message"]
             server = fake_server(tmp_path / "server.log", int(url.rsplit(":", 1)[1]))
             server.wait_ready()
-            watcher.wait_for(lambda: watcher.status["policy"]["state"] == "running", TIMEOUT_S, "chunks after it")
+            watcher.wait_for(lambda: policy("state") == "running", TIMEOUT_S, "chunks after it")
             watcher.wait_for(lambda: mode() == "running", TIMEOUT_S, "motion after recovery")
-            watcher.wait_for(lambda: "transport_p50_ms" in watcher.status["policy"], TIMEOUT_S, "the latencies")
+            watcher.wait_for(lambda: policy("transport_p50_ms"), TIMEOUT_S, "the latencies")
             assert all(process.poll() is None for process in graph.processes.values())
     finally:
         server.close()
