@@ -21,6 +21,7 @@ BENCHMARKS = {
     "loader": "samples per CPU-second beside the plain way, and per second with two workers",
     "sim": "control steps per second of the ALOHA world with three cameras",
     "latency": "observation → chunk: decode, preprocess, backbone, decoder per step",
+    "serving": "what a policy server costs over the model in the same process; several clients at once",
     "controller": "period jitter of the controller node beside a bare loop",
     "recorder": "recorder throughput, losses and CPU",
 }

@@ -64,6 +64,9 @@ def build_graph(
     task: str = "",
     episode_timeout_s: float = 0.0,
     run_dir: str = "",
+    server: str = "",
+    server_token_file: str = "",
+    server_ca_file: str = "",
 ) -> list[NodeSpec]:
     """The nodes of one robot, in start order.
 
@@ -84,6 +87,9 @@ def build_graph(
             empty, "all" for everything it knows.
         episode_timeout_s: simulated seconds until an episode counts as failed; 0: the world's own limit.
         run_dir: folder of this run's bags and summary; default: the next free ``rollouts/<date>_<number>``.
+        server: address of a policy server that is asked instead of a checkpoint, e.g. ``ws://gpu:8000``.
+        server_token_file: file with its token.
+        server_ca_file: certificate to trust for ``wss://``.
 
     Raises:
         UserError: The YAML is wrong, the robot has no simulation, or a flag has an impossible value.
@@ -99,6 +105,13 @@ def build_graph(
         raise UserError(f"log_level '{log_level}' is none of {', '.join(LOG_LEVELS)}")
     if params_file and not Path(params_file).is_file():
         raise UserError(f"params_file '{params_file}' does not exist")
+    if server and not server.startswith(("ws://", "wss://")):
+        raise UserError(f"server '{server}' is no address like ws://host:8000 or wss://host:8000")
+    for name, file in (("server_token_file", server_token_file), ("server_ca_file", server_ca_file)):
+        if file and not server:
+            raise UserError(f"{name} needs a server (server:=ws://host:8000, --server)")
+        if file and not Path(file).expanduser().is_file():
+            raise UserError(f"{name} '{file}' does not exist")
     yaml_path = robot.source_path if Path(robot.source_path).is_file() else embodiment
     environment = node_environment()
 
@@ -120,15 +133,12 @@ def build_graph(
     # In simulation the simulator starts every episode: it resets the world, then gives the instruction.
     nodes = [node("controller_node", 3, {"simulated": sim, "autostart": autostart, "start_on_activate": not sim})]
     if record:
-        recorder: dict[str, Value] = {"run_dir": run_dir, "checkpoint": checkpoint, "simulated": sim}
+        recorder: dict[str, Value] = {"run_dir": run_dir, "checkpoint": server or checkpoint, "simulated": sim}
         nodes.append(node("recorder_node", 2, {**recorder, "instruction": "" if sim else instruction}))
-    nodes.append(
-        node(
-            "policy_node",
-            0,
-            {"checkpoint": checkpoint, "instruction": "" if sim else instruction, "autostart": autostart},
-        )
-    )
+    policy: dict[str, Value] = {"checkpoint": checkpoint}
+    if server:
+        policy = {"server": server, "server_token_file": server_token_file, "server_ca_file": server_ca_file}
+    nodes.append(node("policy_node", 0, {**policy, "instruction": "" if sim else instruction, "autostart": autostart}))
     if sim:
         summary = str(Path(run_dir) / "summary.json") if run_dir else ""
         parameters: dict[str, Value] = {

@@ -12,7 +12,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,12 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import JointTrajectory
 
-from qwen_vla_core.embodiment import Embodiment, load_embodiment
 from qwen_vla_core.embodiment.spec import CameraSpec, StateGroup
+from qwen_vla_core.engine.neutral import neutral_observation
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import ActionChunk, Observation, Request
-from qwen_vla_core.resources import DEFAULT_CHECKPOINT
 from qwen_vla_core.runtime.latency import LatencyWindow
+from qwen_vla_ros.engines import declare_engine, make_engine
 from qwen_vla_ros.messages import (
     chunk_to_message,
     compressed_to_rgb,
@@ -57,9 +56,10 @@ from qwen_vla_ros.observation import ObservationBuffer
 STATUS_PERIOD_S = 0.5
 JOIN_TIMEOUT_S = 5.0  # a supervisor that stops this node waits twice as long before it uses force
 POLL_S = 0.01  # how soon a new image or the end of a problem is noticed
+RETRY_S = 0.1  # between two questions to a server that is away
 IDLE_REASONS = ("no instruction", "not active")
-# age of the pictures when inference starts, decoding them, the model's three parts, and everything together
-LATENCIES = ("image_age", "decode", "preprocess", "backbone", "denoise", "observation_to_chunk")
+# age of the pictures when inference starts, decoding them, the model's three parts, a server's two, everything together
+LATENCIES = ("image_age", "decode", "preprocess", "backbone", "denoise", "queue", "transport", "observation_to_chunk")
 
 
 class PolicyNode(LifecycleNode):
@@ -67,11 +67,8 @@ class PolicyNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("policy_node")
-        declare(self, "checkpoint", DEFAULT_CHECKPOINT, "Shipped name or folder of the checkpoint", read_only=True)
-        declare(self, "embodiment", "", "Robot YAML (name or path); empty: the checkpoint's own", read_only=True)
+        declare_engine(self)
         declare(self, "instruction", "", "Instruction at start; qwen_vla/instruction replaces it", read_only=True)
-        declare(self, "torch_threads", 1, "CPU threads of the model", read_only=True, minimum=1, maximum=256)
-        declare(self, "device", "auto", "auto, cpu or cuda; bfloat16 on CUDA, float32 on the CPU", read_only=True)
         declare(self, "autostart", False, "Configure and activate without being asked", read_only=True)
         declare(self, "replan_hz", 5.0, "Chunks per second; 0: as fast as it can", minimum=0.0, maximum=100.0)
         declare(self, "flow_steps", 0, "Euler steps of the sampler; 0: the checkpoint's", minimum=0, maximum=100)
@@ -90,7 +87,7 @@ class PolicyNode(LifecycleNode):
         self._subscriptions_made: list[Any] = []
         self._engine: Any = None
         self._robot = ""
-        self._checkpoint_id = ""
+        self._checkpoint_id: Callable[[], str] = str
         self._buffer: ObservationBuffer | None = None
         self._worker: threading.Thread | None = None
         self._stop = threading.Event()
@@ -143,7 +140,8 @@ class PolicyNode(LifecycleNode):
         for subscription in self._subscriptions_made:
             self.destroy_subscription(subscription)
         self._subscriptions_made.clear()
-        self._engine = self._buffer = None
+        self._close_engine()
+        self._buffer = None
         self._set_problem("not configured")
         return TransitionCallbackReturn.SUCCESS
 
@@ -155,6 +153,7 @@ class PolicyNode(LifecycleNode):
     def close(self) -> None:
         """Ends the worker before the process does."""
         self._stop_worker()
+        self._close_engine()
 
     def start(self) -> None:
         """Configures and activates at once.
@@ -167,24 +166,15 @@ class PolicyNode(LifecycleNode):
         self.trigger_activate()
 
     def _configure(self) -> None:
-        import torch
-
-        from qwen_vla_core.engine.local import LocalEngine
-        from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, resolve_checkpoint
-        from qwen_vla_core.model.device import choose_device
-
-        torch.set_num_threads(int(self.get_parameter("torch_threads").value))
-        path = Path(resolve_checkpoint(str(self.get_parameter("checkpoint").value)))
-        device, dtype = choose_device(str(self.get_parameter("device").value))
-        self._engine = LocalEngine(load_checkpoint(path, device, dtype))
-        self._checkpoint_id = f"{path.name} {read_config(path)['weights_id'][:12]}"
-        embodiment = self._matching_embodiment(path)
+        self._close_engine()
+        setup = make_engine(self)
+        self._engine, embodiment, self._checkpoint_id = setup.engine, setup.embodiment, setup.checkpoint_id
         self._robot = embodiment.name
         started = time.monotonic()
-        self._predict(_neutral_observation(embodiment))  # the first inference is slow; it must not cost the first chunk
+        if not setup.warm:  # the first inference is slow; it must not cost the first chunk
+            self._predict(neutral_observation(embodiment))
         self.get_logger().info(
-            f"checkpoint {path.name} on {device}, embodiment {embodiment.name}, "
-            f"warm-up {time.monotonic() - started:.2f} s"
+            f"{setup.description}, embodiment {embodiment.name}, warm-up {time.monotonic() - started:.2f} s"
         )
         self._buffer = ObservationBuffer(embodiment)
         for camera in embodiment.cameras:
@@ -194,31 +184,10 @@ class PolicyNode(LifecycleNode):
         self._subscribe(String, INSTRUCTION_TOPIC, self._on_instruction, LATCHED_QOS)
         self._set_problem("not active")
 
-    def _matching_embodiment(self, path: Path) -> Embodiment:
-        robots: dict[str, Embodiment] = self._engine.policy.embodiments
-        wanted = str(self.get_parameter("embodiment").value)
-        if not wanted:
-            if len(robots) != 1:
-                raise UserError(f"parameter 'embodiment': checkpoint '{path.name}' knows {', '.join(robots)}; name one")
-            return next(iter(robots.values()))
-        given = load_embodiment(wanted)
-        trained = robots.get(given.name)
-        if trained is None:
-            raise UserError(
-                f"parameter 'embodiment': checkpoint '{path.name}' knows {', '.join(robots)}, not '{given.name}'"
-            )
-        difference = _contract_difference(given, trained)
-        if difference is not None:
-            raise UserError(
-                f"parameter 'embodiment': checkpoint '{path.name}' cannot drive '{wanted}': {difference}; "
-                "restore that in the YAML, or use a checkpoint trained with it"
-            )
-        if given.hash != trained.hash:
-            self.get_logger().info(
-                f"'{wanted}' ({given.hash[:12]}) is an edit of the checkpoint's '{trained.name}' "
-                f"({trained.hash[:12]}); what the policy learned is equal ({given.policy_hash[:12]})"
-            )
-        return given
+    def _close_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if hasattr(engine, "close"):  # a connection
+            engine.close()
 
     def _subscribe(self, message_type: type, topic: str, callback: Callable[[Any], None], qos: Any) -> None:
         self._subscriptions_made.append(self.create_subscription(message_type, topic, callback, qos))
@@ -245,6 +214,8 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             previous, self._instruction = self._instruction, msg.data.strip()
             self._generation += 1
+            if hasattr(self._engine, "new_epoch"):  # a server must not finish what nobody waits for
+                self._engine.new_epoch()
             # Nothing seen before a pause (an episode's reset, an operator's break) may steer what follows it.
             if self._buffer is not None and not (previous and self._instruction):
                 self._buffer.clear()
@@ -287,6 +258,14 @@ class PolicyNode(LifecycleNode):
         image_age_s = (self._now_ns() - observation.stamp_ns) * 1e-9
         try:
             chunk = self._predict(observation)
+        except ConnectionError as error:  # no server, or no answer in time: it is looked for, and asked again
+            if generation != self._generation:
+                self._counts["discarded"] += 1
+                return False
+            self._counts["failures"] += 1
+            self._set_problem(str(error))
+            self._stop.wait(RETRY_S)
+            return False
         except Exception as error:  # a model's failure must be seen and must not silence the node
             self.get_logger().error("inference failed:\n" + traceback.format_exc())
             self._counts["failures"] += 1
@@ -313,7 +292,8 @@ class PolicyNode(LifecycleNode):
         self._engine.steps = int(self.get_parameter("flow_steps").value) or None
         (prediction,) = self._engine.predict([Request(observation, self._robot)])
         for name, seconds in prediction.seconds.items():
-            self._latency[name].add(seconds)
+            if name in self._latency:  # a server may measure more
+                self._latency[name].add(seconds)
         chunk: ActionChunk = prediction.chunk
         return chunk
 
@@ -349,7 +329,7 @@ class PolicyNode(LifecycleNode):
         level, state, message = self._state()
         values: dict[str, object] = {"state": state, "reason": self._problem or "", "instruction": self._instruction}
         values["ready"] = str(self._worker is not None and not self._stop.is_set()).lower()
-        values["checkpoint"] = self._checkpoint_id
+        values["checkpoint"] = self._checkpoint_id()
         values.update(self._counts)
         for name, window in self._latency.items():
             if window.p50 is not None and window.p95 is not None:
@@ -364,27 +344,11 @@ class PolicyNode(LifecycleNode):
                 self.get_logger().warning(message)
 
 
-def _contract_difference(given: Embodiment, trained: Embodiment) -> str | None:
-    """The first field in which two robots differ for a policy, with both values; None where there is none."""
-    ours, theirs = given.policy_contract, trained.policy_contract
-    for field in {**theirs, **ours}:
-        if field not in ours or field not in theirs or ours[field] != theirs[field]:
-            here, there = (repr(contract[field]) if field in contract else "absent" for contract in (ours, theirs))
-            return f"{field} is {here}, but {there} in the checkpoint"
-    return None
-
-
 def _phase(problem: str | None) -> str:
     """running, idle (nothing to do, no one to blame) or held up by a problem."""
     if problem is None:
         return "running"
     return "idle" if problem.startswith(IDLE_REASONS) else "held up"
-
-
-def _neutral_observation(embodiment: Embodiment) -> Observation:
-    """Mid-grey pictures for the warm-up inference, whose chunk is thrown away."""
-    images = {c.view: np.full((c.size[1], c.size[0], 3), 128, dtype=np.uint8) for c in embodiment.cameras}
-    return Observation(images, np.zeros(len(embodiment.state_channels)), "warm up", 0)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag = argparse.BooleanOptionalAction
     parser.add_argument("robot", nargs="?", default="aloha", help="shipped name or path of the robot's YAML")
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="shipped name or folder of the policy")
+    parser.add_argument("--server", default="", metavar="URL", help="ask a policy server, ws://host:port or wss://…")
+    parser.add_argument("--server-token-file", default="", metavar="FILE", help="its token (or QWEN_VLA_TOKEN)")
+    parser.add_argument("--server-ca-file", default="", metavar="FILE", help="certificate to trust for wss://")
     parser.add_argument("--instruction", default="", help="what to do; empty: the simulator chooses")
     parser.add_argument("--sim", action=flag, default=True, help="simulate the robot")
     parser.add_argument("--record", action=flag, default=True, help="record one MCAP bag per episode")
@@ -80,6 +83,9 @@ def run(args: argparse.Namespace) -> int:
     graph: dict[str, Any] = {
         "embodiment": args.robot,
         "checkpoint": args.checkpoint,
+        "server": args.server,
+        "server_token_file": args.server_token_file,
+        "server_ca_file": args.server_ca_file,
         "instruction": args.instruction,
         "namespace": args.namespace,
         "sim": args.sim,
