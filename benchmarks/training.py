@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One training step of a preset with random weights: seconds, memory, tokens per second, model FLOPs utilisation.
 
-    python benchmarks/training.py --preset paper --batch 32 [--recompute] [--compile] [--fsdp] [--steps 5] [--json FILE]
+    python benchmarks/training.py --preset paper --batch 32 [--recompute] [--compile all] [--fsdp] [--json FILE]
     python benchmarks/training.py --preset small --device cpu --batch 2 --steps 1
 
 Protocol: rows of ``--views`` pictures of 224² and ``--prompt`` text tokens, no padding, ``--draws`` noise draws of
@@ -30,7 +30,7 @@ from qwen_vla_core.model.tokenizer import train_tokenizer
 from qwen_vla_core.training.distributed import Ranks, clip_gradients, start, stop
 from qwen_vla_core.training.flops import FlopModel, work_of
 from qwen_vla_core.training.optim import build_optimizer, freeze, parameter_groups
-from qwen_vla_core.training.parallel import autocast, checkpoint_activations, compile_layers, parallelise, prepare_cuda
+from qwen_vla_core.training.parallel import autocast, checkpoint_activations, compile_decoder, parallelise, prepare_cuda
 from qwen_vla_core.training.peak import peak_of, utilisation
 from qwen_vla_core.training.stage_recipe import OptimSpec, Rates
 
@@ -110,9 +110,9 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     flops = FlopModel.of(policy).total(work)
     parameters = sum(p.numel() for p in policy.parameters())
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    prepare_cuda(policy, ranks, "bf16")
-    if options.compile:
-        compile_layers(policy)
+    prepare_cuda(policy, ranks, "bf16", options.compile != "none")
+    if options.compile == "all":
+        compile_decoder(policy)
     if options.recompute:
         checkpoint_activations(policy)
     module = parallelise(policy, "fsdp2" if options.fsdp else "ddp", ranks)
@@ -196,7 +196,9 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=4, help="noise draws per observation")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two that do not count")
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing")
-    parser.add_argument("--compile", action="store_true", help="torch.compile of every layer")
+    parser.add_argument(
+        "--compile", choices=("none", "linear", "all"), default="none", help="linear layers; all: the decoder too"
+    )
     parser.add_argument("--fsdp", action="store_true", help="FSDP2 (under torchrun)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--profile", type=int, default=0, metavar="N", help="print the N dearest operations of a step")

@@ -1,4 +1,4 @@
-"""The linear layers of Qwen3.5, a short convolution and the gated delta rule, for training on a GPU: few, large kernels that a compiler can fuse.
+"""Qwen3.5's linear layers, a short convolution and the gated delta rule, for training on a GPU: few, large kernels.
 
 transformers' own fallback solves a triangular system per chunk and head, which a GPU does slowly, and the library that
 is faster (flash-linear-attention) refuses its backward pass on Hopper GPUs with Triton 3.4 to 3.7.0. Here the systems
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
+_ARGUMENTS = ("query", "key", "value", "g", "beta", "use_qk_l2norm_in_kernel")
 CHUNK = 64  # tokens that are one triangular system
 
 
@@ -140,19 +141,23 @@ def causal_convolution(
     return total.to(x.dtype)
 
 
-def use_matrix_products() -> None:
-    """Lets transformers' Qwen3.5 train with the functions above; what needs a state keeps its own function."""
+def use_matrix_products(compiled: bool = False) -> None:
+    """Lets transformers' Qwen3.5 train with the functions above; what needs a state keeps its own function.
+
+    Args:
+        compiled: through torch.compile, which makes few kernels of their many small steps.
+    """
     from transformers.models.qwen3_5 import modeling_qwen3_5 as modeling
 
     own = modeling.torch_chunk_gated_delta_rule
-    if getattr(own, "stateless", None) is not None:
-        return
+    own = getattr(own, "with_state", own)
+    rule = torch.compile(chunk_gated_delta_rule, dynamic=False) if compiled else chunk_gated_delta_rule
 
-    def rule(*arguments: torch.Tensor, **options: Any) -> Any:
+    def choose(*arguments: torch.Tensor, **options: Any) -> Any:
         if options.get("initial_state") is not None or options.get("output_final_state"):
             return own(*arguments, **options)
-        return chunk_gated_delta_rule(*arguments, **options)
+        return rule(*arguments, **{name: value for name, value in options.items() if name in _ARGUMENTS})
 
-    rule.stateless = chunk_gated_delta_rule  # type: ignore[attr-defined]
-    modeling.torch_chunk_gated_delta_rule = rule
-    modeling.causal_conv1d_fn = causal_convolution
+    choose.with_state = own  # type: ignore[attr-defined]
+    modeling.torch_chunk_gated_delta_rule = choose
+    modeling.causal_conv1d_fn = torch.compile(causal_convolution, dynamic=False) if compiled else causal_convolution

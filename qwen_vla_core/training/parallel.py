@@ -209,33 +209,24 @@ def compile_decoder(policy: QwenVLA) -> None:
             setattr(block, name, torch.compile(getattr(block, name)))
 
 
-def prepare_cuda(policy: QwenVLA, ranks: Ranks, precision: Precision) -> None:
+def prepare_cuda(policy: QwenVLA, ranks: Ranks, precision: Precision, compiled: bool = False) -> None:
     """What makes a step fast on a GPU and changes nothing but rounding; does nothing on a CPU.
 
     Qwen3.5's linear layers run on matrix products (``delta_rule``), and under bfloat16 autocast the products that stay
     float32 may use TF32.
+
+    Args:
+        policy: before it is spread over ranks.
+        ranks: this process among all.
+        precision: of the stage.
+        compiled: the linear layers' many small steps through torch.compile; ``compile_decoder`` is apart.
     """
     if ranks.device.type != "cuda":
         return
     if policy.backbone.config.model_type == "qwen3_5":
-        use_matrix_products()
+        use_matrix_products(compiled)
     if precision == "bf16":
         torch.set_float32_matmul_precision("high")
-
-
-def compile_layers(policy: QwenVLA) -> None:
-    """``compile_decoder``, and every layer of the backbone by itself: on CUDA its many small kernels become few.
-
-    Whole backbones break into pieces where transformers asks Python for sizes; their layers do not, and layers of one
-    kind share one compiled function.
-
-    Raises:
-        UserError: nothing can be compiled here.
-    """
-    compile_decoder(policy)
-    for layer in policy.backbone.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.forward = torch.compile(layer.forward)
 
 
 def _trains(module: nn.Module) -> bool:

@@ -31,7 +31,6 @@ from qwen_vla_core.training.optim import freeze
 from qwen_vla_core.training.parallel import (
     checkpoint_activations,
     compile_decoder,
-    compile_layers,
     parallelise,
     prepare_cuda,
 )
@@ -200,9 +199,9 @@ class PolicyTask:
         freeze(stage.policy, vars(recipe.optim.rates))
         self._flops = FlopModel.of(stage.policy)
         self._draws = recipe.loss.draws
-        prepare_cuda(stage.policy, ranks, recipe.scale.precision)
+        prepare_cuda(stage.policy, ranks, recipe.scale.precision, recipe.scale.compile)
         if recipe.scale.compile:
-            (compile_layers if ranks.device.type == "cuda" else compile_decoder)(stage.policy)
+            compile_decoder(stage.policy)
         if recipe.scale.recompute:
             checkpoint_activations(stage.policy)
         self.module: nn.Module = parallelise(stage.policy, recipe.scale.parallel, ranks, recipe.scale.precision)

@@ -133,7 +133,7 @@ class ScaleSpec:
     recompute: bool = field(default=False, metadata=doc("Activation checkpointing."))
     compile: bool = field(
         default=False,
-        metadata=doc("torch.compile of the decoder, on CUDA of every layer; on a CPU it needs a compiler."),
+        metadata=doc("torch.compile of the decoder, on CUDA also of linear layers; a CPU needs a compiler."),
     )
     threads: int = field(default=1, metadata=doc("Torch threads per rank on a CPU.", minimum=1))
 

@@ -6,7 +6,12 @@ import pytest
 import torch
 from transformers.models.qwen3_5 import modeling_qwen3_5 as modeling
 
-from qwen_vla_core.model.delta_rule import UnitLowerInverse, causal_convolution, chunk_gated_delta_rule, use_matrix_products
+from qwen_vla_core.model.delta_rule import (
+    UnitLowerInverse,
+    causal_convolution,
+    chunk_gated_delta_rule,
+    use_matrix_products,
+)
 
 
 @pytest.mark.parametrize("alike", [False, True])
