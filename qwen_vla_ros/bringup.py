@@ -122,13 +122,12 @@ def build_graph(
     if record:
         recorder: dict[str, Value] = {"run_dir": run_dir, "checkpoint": checkpoint, "simulated": sim}
         nodes.append(node("recorder_node", 2, {**recorder, "instruction": "" if sim else instruction}))
-    nodes.append(
-        node(
-            "policy_node",
-            0,
-            {"checkpoint": checkpoint, "instruction": "" if sim else instruction, "autostart": autostart},
-        )
-    )
+    policy: dict[str, Value] = {"checkpoint": checkpoint, "autostart": autostart}
+    if sim:
+        policy["frozen_after_s"] = 0.0  # a simulated camera has no noise: a still scene is the same picture again
+    else:
+        policy["instruction"] = instruction
+    nodes.append(node("policy_node", 0, policy))
     if sim:
         summary = str(Path(run_dir) / "summary.json") if run_dir else ""
         parameters: dict[str, Value] = {
