@@ -1,4 +1,4 @@
-"""Counts messages that were published but never arrived, from the sequence numbers their publishers gave them. No ROS."""
+"""Counts messages that were published but never arrived, by the numbers their publishers gave them. No ROS in here."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 class LossCounter:
     """Gaps in each publisher's own numbering, by topic.
 
-    A best-effort message may be lost on its way, and a slow subscriber's queue overflows without a word: the numbers are
-    the only witness. They count per publisher, so a stream must not mix two; a publisher that starts anew (a smaller
-    number) begins a new stream.
+    A best-effort message may be lost on its way, and a slow subscriber's queue overflows without a word: the numbers
+    are the only witness. They count per publisher, so a stream must not mix two; a publisher that starts anew (a
+    smaller number) begins a new stream.
 
     Attributes:
         lost: messages missing so far by topic; topics without a loss are not listed.

@@ -148,7 +148,7 @@ def test_bit_identical_pictures_with_new_stamps_are_a_frozen_camera_until_they_c
     noise = np.random.default_rng(0).integers(0, 255, (20, 480, 640, 3), dtype=np.uint8)
 
     def seen(buffer: ObservationBuffer, i: int, ego: int) -> Observation | str:
-        shown = {view: noise[i] for view in ROBOT.views} | {"ego": noise[ego]}
+        shown = dict.fromkeys(ROBOT.views, noise[i]) | {"ego": noise[ego]}
         pictures(buffer, NOW + i * 100 * MS, **shown)
         return buffer.observe(NOW + i * 100 * MS, "go")
 
