@@ -229,7 +229,13 @@ class RecorderNode(Node):
     # --- health ----------------------------------------------------------------------------------------------------
 
     def _space_left(self) -> bool:
-        free_mb = shutil.disk_usage(self.run_dir).free // 1_000_000
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)  # somebody may have tidied up
+            free_mb = shutil.disk_usage(self.run_dir).free // 1_000_000
+        except OSError as error:
+            self._problem = f"cannot write to {self.run_dir}: {error.strerror}"
+            self.get_logger().error(f"not recording: {self._problem}", throttle_duration_sec=10.0)
+            return False
         limit_mb = int(self.get_parameter("min_free_mb").value)
         full = free_mb < limit_mb
         self._problem = f"disk: {free_mb} MB free below {self.run_dir}, limit min_free_mb = {limit_mb}" if full else ""

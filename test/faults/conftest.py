@@ -36,8 +36,8 @@ def make_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     with domain_id() as domain:
         os.environ["ROS_DOMAIN_ID"] = str(domain)
 
-        def make(specs: Any, **surroundings: bool) -> Bench:
-            benches.append(Bench(specs, tmp_path_factory.mktemp("bench"), **surroundings))
+        def make(specs: Any, kind: type[Bench] = Bench, **surroundings: bool) -> Bench:
+            benches.append(kind(specs, tmp_path_factory.mktemp("bench"), **surroundings))
             return benches[-1]
 
         yield make
