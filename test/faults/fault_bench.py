@@ -97,6 +97,7 @@ class Bench:
     Attributes:
         mangle, plan, picture, clock_step: what the drivers, the policy, the cameras and the clock send; a fault puts
             its own in place, ``healthy`` puts them right again.
+        rounds: how often joint states were published.
         ticks: group name → every command heard since ``healthy``.
     """
 
@@ -124,7 +125,7 @@ class Bench:
         self.simulated = clock
         self._drivers, self._cameras = drivers, cameras
         self._lets_go = not drivers
-        self._rounds = 0
+        self.rounds = 0
         self.heal()
         self._publish_everything()
         self._listen()
@@ -176,11 +177,11 @@ class Bench:
 
     def heard_of(self, rounds: int = 25) -> None:
         """Waits until so many more rounds of joint states are out: the nodes know what the drivers say now."""
-        before = self._rounds
-        self.wait(lambda: self._rounds > before + rounds, "joint states")
+        before = self.rounds
+        self.wait(lambda: self.rounds > before + rounds, "joint states")
 
     def _publish_states(self) -> None:
-        self._rounds += 1
+        self.rounds += 1
         for topic, publisher in list(self.state_publishers.items()):
             msg = state_to_joint_state(self.topics[topic], self.pose, ns_to_stamp(self.now_ns()))
             changed = self.mangle(topic, msg)
