@@ -243,7 +243,7 @@ FAULTS = [
         "simulation reset mid-chunk",
         "qwen_vla/sim_reset in motion",
         "silence, new scene, nothing old plays; running again",
-        RESTART_MS,
+        10_000,
         "ms",
         sim_reset,
     ),

@@ -184,7 +184,7 @@ def ended(number: int, times: int = 1) -> Callable[[RecorderBench], float]:
             assert len(after) == before + 1 and read_whole(after[-1]) > 100
             assert outcome(after[-1])["outcome"] == "aborted"
         b.start("recorder_node")
-        b.healthy()
+        b.recording()  # the episode that is announced as running
         b.tell("finished", outcome="success")
         b.wait(lambda: len(b.bags()) > len(after), "the next bag")
         numbers = [int(path.name.removeprefix("episode_")) for path in b.bags()]
@@ -230,7 +230,7 @@ FAULTS = [
     Fault(
         "recorder SIGTERM",
         "while recording",
-        "bag closed whole as aborted, exit code 0; the next run counts on",
+        "bag closed whole as aborted, exit code 0; a new one records the rest",
         STOP_MS,
         "ms",
         ended(signal.SIGTERM),
@@ -246,7 +246,7 @@ FAULTS = [
     Fault(
         "recorder SIGKILL",
         "while recording",
-        "the bag stays in .partial as unfinished; the next run counts on",
+        "the bag stays in .partial as unfinished; a new one records the rest",
         STOP_MS,
         "ms",
         ended(signal.SIGKILL),
