@@ -158,7 +158,7 @@ class ObservationBuffer:
             return f"camera '{camera.view}' is black: lens covered, no light, or no picture on {camera.topic}"
         if self._frozen_after_s <= 0:
             return None
-        checksum = zlib.crc32(np.ascontiguousarray(pixels[::step]))
+        checksum = zlib.crc32(pixels[::step].tobytes())
         with self._lock:
             look = self._looks.get(camera.view)
             if look is None or look.checksum != checksum or stamp_ns < look.since_ns:

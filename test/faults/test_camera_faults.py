@@ -12,6 +12,7 @@ import pytest
 from fault_bench import (
     CAMERA_AGE_MS,
     INSTRUCTION,
+    PAUSE_MS,
     PICTURE,
     STATUS_MS,
     TOLERANCE_MS,
@@ -238,7 +239,7 @@ FAULTS = [
         "cameras without stamps",
         "all stamps are 0",
         "arrival counts; commands go on: longest pause",
-        TOLERANCE_MS,
+        PAUSE_MS,
         "ms",
         unstamped,
     ),

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fault_bench import ROBOT, START, STATE_AGE_MS, STATUS_MS, SWING, TOLERANCE_MS, Bench, robot_yaml
+from fault_bench import PAUSE_MS, ROBOT, START, STATE_AGE_MS, STATUS_MS, SWING, TOLERANCE_MS, Bench, robot_yaml
 from fault_support import Fault, Ledger
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -289,7 +289,7 @@ FAULTS = [
         "impossible transition",
         "configure while active",
         "refused; commands go on: longest pause between two",
-        TOLERANCE_MS,
+        PAUSE_MS,
         "ms",
         impossible_transition,
     ),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fault_bench import (
     INSTRUCTION,
+    PAUSE_MS,
     STATE_AGE_MS,
     TIMEOUT_S,
     TOLERANCE_MS,
@@ -267,7 +268,7 @@ FAULTS = [
         "recorder SIGKILL in the graph",
         "in motion, restarted",
         "commands go on: longest pause; the next episode is recorded",
-        TOLERANCE_MS,
+        PAUSE_MS,
         "ms",
         recorder_killed,
     ),

@@ -24,6 +24,7 @@ from qwen_vla_ros.node_utils import EPISODE_TOPIC, LATCHED_QOS
 
 pytest.importorskip("rosbags", reason="the recorder's library is not installed")
 SOON_MS = 3000  # the recorder looks at the disk and reports once a second
+ENOUGH = 50  # messages: what was recorded is there
 STOP_MS = 10_000  # a supervisor waits this long before it uses force
 
 
@@ -51,6 +52,7 @@ class RecorderBench(Bench):
 
     def healthy(self) -> None:
         """A new episode is being recorded."""
+        self.revive()
         self.wait(lambda: self.events.get_subscription_count() > 0 and self.said(), "the recorder")
         self.tell("started")
         self.recording()
@@ -110,7 +112,7 @@ def disk_fills_up(b: RecorderBench) -> float:
     try:
         status = b.told("recorder", "not recording: disk", now_s)
         closed = b.wait(lambda: len(b.bags()) > before and b.bags()[-1], "the bag to be closed")
-        assert read_whole(closed) > 100
+        assert read_whole(closed) > ENOUGH
         assert outcome(closed)["outcome"] == "aborted" and "min_free_mb" in outcome(closed)["reason"]
         b.tell("started")
         b.told("recorder", "not recording: disk", time.time() + 1.0)
@@ -137,7 +139,7 @@ def write_fails(b: RecorderBench) -> float:
     b.recording()
     b.tell("finished", outcome="success")
     b.wait(lambda: len(b.bags()) > before, "the next bag")
-    assert read_whole(b.bags()[-1]) > 100 and outcome(b.bags()[-1])["outcome"] == "success"
+    assert read_whole(b.bags()[-1]) > ENOUGH and outcome(b.bags()[-1])["outcome"] == "success"
     return (status.at_s - now_s) * 1e3
 
 
@@ -150,7 +152,7 @@ def folder_vanishes(b: RecorderBench) -> float:
     b.recording()
     b.tell("finished", outcome="success")
     b.wait(b.bags, "the next bag")
-    assert read_whole(b.bags()[-1]) > 100
+    assert read_whole(b.bags()[-1]) > ENOUGH
     return (status.at_s - now_s) * 1e3
 
 
@@ -161,7 +163,7 @@ def nonsense_event(b: RecorderBench) -> float:
     b.recording()
     b.tell("finished", outcome="success")
     b.wait(lambda: len(b.bags()) > before, "the bag")
-    assert read_whole(b.bags()[-1]) > 100
+    assert read_whole(b.bags()[-1]) > ENOUGH
     return float(len(b.bags()) - before - 1)
 
 
@@ -181,14 +183,14 @@ def ended(number: int, times: int = 1) -> Callable[[RecorderBench], float]:
             assert outcome(sorted((b.run_dir / ".partial").glob("episode_*"))[-1])["outcome"] == "unfinished"
         else:
             assert code == 0
-            assert len(after) == before + 1 and read_whole(after[-1]) > 100
+            assert len(after) == before + 1 and read_whole(after[-1]) > ENOUGH
             assert outcome(after[-1])["outcome"] == "aborted"
         b.start("recorder_node")
         b.recording()  # the episode that is announced as running
         b.tell("finished", outcome="success")
         b.wait(lambda: len(b.bags()) > len(after), "the next bag")
         numbers = [int(path.name.removeprefix("episode_")) for path in b.bags()]
-        assert numbers == sorted(set(numbers)) and read_whole(b.bags()[-1]) > 100
+        assert numbers == sorted(set(numbers)) and read_whole(b.bags()[-1]) > ENOUGH
         return took_ms
 
     return provoke
