@@ -138,7 +138,11 @@ def build_graph(
     policy: dict[str, Value] = {"checkpoint": checkpoint}
     if server:
         policy = {"server": server, "server_token_file": server_token_file, "server_ca_file": server_ca_file}
-    nodes.append(node("policy_node", 0, {**policy, "instruction": "" if sim else instruction, "autostart": autostart}))
+    if sim:
+        policy["frozen_after_s"] = 0.0  # a simulated camera has no noise: a still scene is the same picture again
+    else:
+        policy["instruction"] = instruction
+    nodes.append(node("policy_node", 0, {**policy, "autostart": autostart}))
     if sim:
         summary = str(Path(run_dir) / "summary.json") if run_dir else ""
         parameters: dict[str, Value] = {

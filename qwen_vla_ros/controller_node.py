@@ -41,6 +41,7 @@ from qwen_vla_ros.node_utils import (
     CHUNK_TOPIC,
     COMMAND_QOS,
     CONSUMED_TOPIC,
+    LEVELS,
     STATE_QOS,
     STATUS_QOS,
     STATUS_TOPIC,
@@ -317,7 +318,12 @@ class ControllerNode(LifecycleNode):
                 if seconds is not None:
                     values[f"period_ms.{name}"] = seconds * 1e3
             values["overruns"] = self._overruns
-            status = status_message(self, "controller", LEVEL_BY_MODE[mode], f"{mode}: {reason}", values)
+            level, message = LEVEL_BY_MODE[mode], f"{mode}: {reason}"
+            values["chunk_publishers"] = policies = self.count_publishers(CHUNK_TOPIC)
+            if policies > 1:  # the newest observation wins, so the plan jumps between them: safe, and no use
+                level = max(level, "warn", key=LEVELS.__getitem__)
+                message += f" ({policies} publishers on {CHUNK_TOPIC}: end all but one policy)"
+            status = status_message(self, "controller", level, message, values)
             self._status_publisher.publish(status)
 
 

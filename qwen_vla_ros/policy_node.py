@@ -80,6 +80,15 @@ class PolicyNode(LifecycleNode):
             minimum=0.1,
             maximum=3600.0,
         )
+        declare(
+            self,
+            "frozen_after_s",
+            1.0,
+            "A camera that sends bit-identical pictures for longer than this is frozen; 0: no such check (simulation)",
+            read_only=True,
+            minimum=0.0,
+            maximum=3600.0,
+        )
         self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
         self._latency_publisher = self.create_publisher(Float64, LATENCY_TOPIC, COMMAND_QOS)
         self._chunk_publisher = self.create_lifecycle_publisher(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
@@ -176,7 +185,7 @@ class PolicyNode(LifecycleNode):
         self.get_logger().info(
             f"{setup.description}, embodiment {embodiment.name}, warm-up {time.monotonic() - started:.2f} s"
         )
-        self._buffer = ObservationBuffer(embodiment)
+        self._buffer = ObservationBuffer(embodiment, float(self.get_parameter("frozen_after_s").value))
         for camera in embodiment.cameras:
             self._subscribe(image_message_type(camera), camera.topic, self._camera_callback(camera), CAMERA_QOS)
         for topic, groups in groups_by_topic(embodiment.state).items():

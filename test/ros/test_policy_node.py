@@ -111,7 +111,7 @@ def test_a_chunk_computed_for_an_old_instruction_is_never_published(make_node: C
     def observe() -> None:
         now_ns = node.get_clock().now().nanoseconds
         for view in ROBOT.views:
-            node._buffer.add_image(view, now_ns, lambda: np.zeros((4, 4, 3), np.uint8))
+            node._buffer.add_image(view, now_ns, lambda: np.full((6, 8, 3), 99, np.uint8))
         node._buffer.add_state(dict.fromkeys(ROBOT.state_channels, 0.0), now_ns)
 
     def observe_until(condition: Callable[[], object]) -> None:
@@ -140,7 +140,7 @@ def test_withdrawing_the_instruction_forgets_what_was_seen(make_node: Callable, 
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
     now_ns = node.get_clock().now().nanoseconds
     for view in ROBOT.views:
-        node._buffer.add_image(view, now_ns, lambda: np.zeros((4, 4, 3), np.uint8))
+        node._buffer.add_image(view, now_ns, lambda: np.full((6, 8, 3), 99, np.uint8))
     node._buffer.add_state(dict.fromkeys(ROBOT.state_channels, 0.0), now_ns)
     assert isinstance(node._buffer.observe(now_ns, "go"), Observation)
     node._on_instruction(String(data=""))
