@@ -104,5 +104,7 @@ def _kinematics(e: Embodiment, group: ActionGroup, spec: Kinematics, key: str) -
     count = len(spec.channels or group.channels)
     if spec.joints and len(spec.joints) != count:
         yield Problem(
-            f"{key}.joints", f"{len(spec.joints)} joints for {count} channels", "name one per channel, in the same order"
+            f"{key}.joints",
+            f"{len(spec.joints)} joints for {count} channels",
+            "name one per channel, in the same order",
         )

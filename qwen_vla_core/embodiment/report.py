@@ -110,7 +110,7 @@ def _topics(embodiment: Embodiment) -> list[dict[str, str]]:
 
 def embodiment_text(report: dict[str, Any]) -> str:
     """``describe_embodiment`` as text for a terminal."""
-    control, tensor, safety = report["control"], report["tensor"], report["safety"]
+    control, tensor = report["control"], report["tensor"]
     sections = [
         f"{report['name']}: {report['description']}" if report["description"] else report["name"],
         f"{report['path']}\nsha256 {report['sha256']}\nsha256 of what a policy learns {report['policy_sha256']}",

@@ -201,7 +201,7 @@ class StateGroup:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one action group in channel units, one value per channel; all but jerk are required, so limits are on."""
+    """Limits of one action group in channel units, one value per channel; all but jerk are required: limits are on."""
 
     lower: tuple[float, ...] = field(metadata=doc("Lower position (or value) limit per channel."))
     upper: tuple[float, ...] = field(metadata=doc("Upper position (or value) limit per channel."))
@@ -246,7 +246,7 @@ class GripSpec:
         metadata=doc("Largest closing rate in ranges (lower … upper) per second.", exclusive_minimum=0.0),
     )
     max_lead: float = field(
-        default=0.3,
+        default=0.5,
         metadata=doc(
             "How far a closing command may lead the measured opening of blocked fingers, as a share of the range: it "
             "is the force. 1 switches this off.",
@@ -299,7 +299,9 @@ class Kinematics:
     )
     channels: tuple[str, ...] = field(
         default=(),
-        metadata=doc("Action channels of the chain's joints, of any joint_position group; default: those of the group."),
+        metadata=doc(
+            "Action channels of the chain's joints, of any joint_position group; default: those of the group."
+        ),
     )
     joints: tuple[str, ...] = field(
         default=(),
@@ -317,7 +319,9 @@ class Workspace:
     lower: tuple[float, float, float] = field(metadata=doc("x, y, z minimum.", unit="m"))
     upper: tuple[float, float, float] = field(metadata=doc("x, y, z maximum.", unit="m"))
     frame_id: str = field(default="base_link", metadata=doc("Frame of the box, for humans."))
-    kinematics: Kinematics | None = field(default=None, metadata=doc("For joint_position groups: from joints to point."))
+    kinematics: Kinematics | None = field(
+        default=None, metadata=doc("For joint_position groups: from joints to point.")
+    )
     position: tuple[str, ...] = field(
         default=(), metadata=doc("For eef_delta groups: the three state channels that measure x, y, z.")
     )

@@ -137,7 +137,7 @@ class ControlLoop:
         if reason is None:
             self._watchdog.fresh(t_ns, chunk.stamp_ns)
         elif reason == "non_finite":
-            broken = ~np.isfinite(np.asarray(chunk.actions_hc, dtype=np.float64)).all(axis=0)
+            broken = ~np.all(np.isfinite(np.asarray(chunk.actions_hc, dtype=np.float64)), axis=0)
             of_channel = dict(zip(chunk.channels, broken, strict=True))
             self.refused.add(reason, np.array([of_channel[name] for name in self.embodiment.channels]))
         return reason

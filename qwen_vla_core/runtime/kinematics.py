@@ -122,7 +122,7 @@ class ChainSet:
     """
 
     def __init__(self, chains: Sequence[SerialChain], travel: Sequence[Sequence[float]]) -> None:
-        """``travel``: per chain and joint the largest |q| that will be asked for; it only matters where joints slide."""
+        """``travel``: per chain and joint the largest |q| that will be asked for; it matters where joints slide."""
         m, n = len(chains), max(len(chain.joints) for chain in chains)
         self.count, self.length = m, n
         self._terms = np.zeros((4, m, n, 4, 4))  # of 1, sin q, 1 − cos q, q

@@ -43,7 +43,7 @@ def chain_of_model(model: Any, tip: str, base: str) -> tuple[list[ChainJoint], n
     if base and base not in bodies:
         raise unknown("base", "body", base, bodies)
     root = model.body(base).id if base else 0
-    way = []
+    way: list[int] = []
     while body not in (root, 0):
         way.insert(0, body)
         body = int(model.body_parentid[body])

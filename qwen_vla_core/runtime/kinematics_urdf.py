@@ -42,7 +42,9 @@ def urdf_chain(path: Path, tip: str, base: str) -> tuple[list[ChainJoint], np.nd
         if len(way) > len(links):
             raise KinematicsError("model", f"{path}: its joints form a loop", "give every link one parent")
     if base and link != base:
-        raise KinematicsError("base", f"'{base}' is not on the way from the root to '{tip}'", "name a link above the tip")
+        raise KinematicsError(
+            "base", f"'{base}' is not on the way from the root to '{tip}'", "name a link above the tip"
+        )
     joints, pending = [], np.eye(4)
     for joint in way:
         name, kind = joint.get("name", ""), joint.get("type", "")

@@ -9,9 +9,11 @@ contradict each other and none has to give way.
 line, so it needs at most v'²/2A, and v' is bounded by the positive root of v'·dt + v'²/2A = room.
 
 ``JerkRule``: a stop turns the acceleration against the motion at full jerk, brakes, and lets go along the curve
-v = a²/2J, on which rate and acceleration vanish together. ``reserve`` bounds how far it goes: the length of that
-manoeuvre in continuous time, which right-hand sums do not exceed while the rate falls, plus dt_max·a²/2J for the time in
-which it still rises. A candidate counts as safe when its reserve fits both ways and the rate it coasts up to fits.
+v = a²/2J, on which rate and acceleration vanish together. ``reserve`` is the length B(v, a) of that manoeuvre in
+continuous time, and no step of it uses up more: v'·dt + B(v', a') ≤ B(v, a). Where the rate falls, right-hand sums are
+below the integral. Where it still rises (a' ≥ 0) they are above it by at most a·dt²/2 − 5J·dt³/6, but the step ends
+J·dt²/2 slower than in continuous time, and there ∂B/∂v ≥ 2a'/J. A candidate counts as safe when its reserve fits both
+ways and the rate it coasts up to fits.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+NEGLIGIBLE = 1e-10  # channel units, per unit/s of the velocity limit
 GRID = np.linspace(0.0, 1.0, 17)[:, None]
 
 
@@ -46,7 +49,6 @@ class Axes:
         fall, rise: (c,) limits of the rate downwards and upwards, both > 0.
         acceleration, jerk: (c,) limits of the change of rate, and of the change of that.
         is_velocity: (c,) bool, True where the channel commands a velocity: stopping means zero, not "stay".
-        max_dt_s: longest step that will ever be made.
     """
 
     lower: np.ndarray
@@ -56,12 +58,10 @@ class Axes:
     acceleration: np.ndarray
     jerk: np.ndarray
     is_velocity: np.ndarray
-    max_dt_s: float
 
     def take(self, columns: np.ndarray) -> Axes:
         """The same for some of the channels."""
-        per_channel = (getattr(self, field.name) for field in fields(self) if field.name != "max_dt_s")
-        return Axes(*(values[columns] for values in per_channel), max_dt_s=self.max_dt_s)
+        return Axes(*(getattr(self, field.name)[columns] for field in fields(self)))
 
 
 class State(NamedTuple):
@@ -87,6 +87,7 @@ class Choice(NamedTuple):
     Attributes:
         position, rate: (c,) the next command and its rate.
         stop_rate: (c,) the rate of the first step of a stop: always allowed.
+        below, above: (c,) how far below and above ``position`` a stop from there may go.
         landed: (c,) bool, the command is the target, bit for bit.
         too_fast, too_sudden: (c,) bool, why it is not: reaching it would take more than the velocity limit, more than
             the acceleration limit (otherwise jerk, or the braking distance before a position limit).
@@ -95,6 +96,8 @@ class Choice(NamedTuple):
     position: np.ndarray
     rate: np.ndarray
     stop_rate: np.ndarray
+    below: np.ndarray
+    above: np.ndarray
     landed: np.ndarray
     too_fast: np.ndarray
     too_sudden: np.ndarray
@@ -129,7 +132,7 @@ class AccelerationRule:
         moved = np.where(landed, goal.target, position + new_rate * dt)
         too_fast = (wanted > rise) | (wanted < -fall)
         stop_rate = np.minimum(np.maximum(0.0, low), high)
-        return Choice(moved, new_rate, stop_rate, landed, too_fast, ~too_fast)
+        return Choice(moved, new_rate, stop_rate, *self.reserves(new_rate, rate), landed, too_fast, ~too_fast)
 
     def safe(self, state: State, rate: np.ndarray, dt: float, scale: float) -> np.ndarray:
         """(…, c) bool: rates between the chosen one and the stop are always allowed."""
@@ -158,8 +161,11 @@ class JerkRule:
         wanted = (wanted_rate - rate) / dt
         if goal.resting:
             landing = self._joinable(goal, wanted_rate, wanted, low, high, dt) & axes.is_velocity
-            at_once = -rate / dt  # ends a stop in one step, and the step after it lets go
-            ends = (at_once >= low) & (at_once <= high) & (np.abs(at_once) <= change)
+            # Braking along the curve ends only in the limit: the last bit of it is one step, where that step and the
+            # letting go after it move nothing to speak of.
+            at_once = -rate / dt
+            below, above = self.reserves(np.zeros_like(rate), at_once)
+            ends = (at_once >= low) & (at_once <= high) & (np.maximum(below, above) <= NEGLIGIBLE * (1.0 + axes.rise))
             chosen = np.where(ends, at_once, stop)
             if axes.is_velocity.any():
                 chosen = np.where(axes.is_velocity, self._approach(state, goal, low, high, dt), chosen)
@@ -167,22 +173,23 @@ class JerkRule:
         else:
             landing = self._joinable(goal, wanted_rate, wanted, low, high, dt)
             chosen = wanted if landing.all() else np.where(landing, wanted, self._approach(state, goal, low, high, dt))
-        safe = self._safe(state, chosen, stop, dt, scale)
+        safe, below, above = self._judge(state, chosen, stop, dt, scale)
         if not safe.all():
             chosen = np.where(safe, chosen, self._nearest_safe(state, chosen, stop, dt, scale))
+            below, above = self.reserves(rate + chosen * dt, chosen)
         landed = landing & safe
         new_rate = np.where(landed, wanted_rate, rate + chosen * dt)
         moved = np.where(landed, goal.target, position + new_rate * dt)
         too_fast = (wanted_rate > axes.rise * scale) | (wanted_rate < -axes.fall * scale)
         too_sudden = ~too_fast & (np.abs(wanted) > axes.acceleration)
-        return Choice(moved, new_rate, rate + stop * dt, landed, too_fast, too_sudden)
+        return Choice(moved, new_rate, rate + stop * dt, below, above, landed, too_fast, too_sudden)
 
     def safe(self, state: State, rate: np.ndarray, dt: float, scale: float) -> np.ndarray:
         """(…, c) bool: whether a step at ``rate`` (…, c) keeps every limit and leaves room for a stop."""
         change = self.axes.jerk * dt
         low = np.maximum(state.acceleration - change, -self.axes.acceleration)
         high = np.minimum(state.acceleration + change, self.axes.acceleration)
-        return self._safe(state, (rate - state.rate) / dt, self._stop(state, low, high, dt), dt, scale)
+        return self._judge(state, (rate - state.rate) / dt, self._stop(state, low, high, dt), dt, scale)[0]
 
     def reserves(self, rate: np.ndarray, acceleration: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(…, c) each: how far below and above the command a stop from this motion may go."""
@@ -193,8 +200,10 @@ class JerkRule:
         curve = -np.sign(state.rate) * stopping_speed(np.abs(state.rate), self.axes.jerk, dt)
         return np.minimum(np.maximum(curve, low), high)
 
-    def _safe(self, state: State, chosen: np.ndarray, stop: np.ndarray, dt: float, scale: float) -> np.ndarray:
-        """(…, c) bool for accelerations (…, c) within the jerk and acceleration limits."""
+    def _judge(
+        self, state: State, chosen: np.ndarray, stop: np.ndarray, dt: float, scale: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(…, c) bool for accelerations (…, c) within the jerk and acceleration limits, and their reserves."""
         axes = self.axes
         rate = state.rate + chosen * dt
         position = state.position + rate * dt
@@ -203,10 +212,9 @@ class JerkRule:
         # The soft start lowers the cap below the present rate: then a stop's first step is what may be asked for.
         stopped = state.rate + stop * dt
         up, down = self._coasts(rate, chosen), self._coasts(-rate, -chosen)
-        return fits & (
-            (up <= np.maximum(axes.rise * scale, self._coasts(stopped, stop)))
-            & (down <= np.maximum(axes.fall * scale, self._coasts(-stopped, -stop)))
-        )
+        fits &= up <= np.maximum(axes.rise * scale, self._coasts(stopped, stop))
+        fits &= down <= np.maximum(axes.fall * scale, self._coasts(-stopped, -stop))
+        return fits, below, above
 
     def _coasts(self, rate: np.ndarray, acceleration: np.ndarray) -> np.ndarray:
         """Rate that is reached while a rising acceleration is let go."""
@@ -227,7 +235,6 @@ class JerkRule:
         distance = t * (v + t * (0.5 * a - jerk * t / 6.0))
         distance = distance + 0.5 * np.maximum(v_1 * v_1 - v_2 * v_2, 0.0) / most
         distance = distance + peak**3 / (6.0 * jerk * jerk)
-        distance = distance + self.axes.max_dt_s * np.maximum(a, 0.0) ** 2 / (2.0 * jerk)
         curve = (2.0 * jerk * v) ** 1.5 / (6.0 * jerk * jerk)
         return np.where(coast > 0.0, distance, curve)
 
@@ -274,7 +281,7 @@ class JerkRule:
         near, far = np.zeros_like(chosen), np.ones_like(chosen)  # shares of the way from the stop
         for _ in range(2):
             share = near + GRID * (far - near)
-            safe = self._safe(state, stop + share * (chosen - stop), stop, dt, scale)
+            safe, _, _ = self._judge(state, stop + share * (chosen - stop), stop, dt, scale)
             safe[0] = True
             last = len(GRID) - 1 - np.argmax(safe[::-1], axis=0)[None]
             near = np.take_along_axis(share, last, 0)[0]

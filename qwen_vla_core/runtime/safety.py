@@ -76,9 +76,8 @@ class SafetyLimiter:
     def _make_rules(self) -> list[tuple[slice | np.ndarray, AccelerationRule | JerkRule]]:
         """The channels with and without a jerk limit; one rule alone needs no indexing."""
         axes = Axes(
-            self.lower_c, self.upper_c, self.fall_c, self.rise_c, self.acceleration_c, self.jerk_c, self.is_velocity_c,
-            self.max_dt_s,
-        )  # fmt: skip
+            self.lower_c, self.upper_c, self.fall_c, self.rise_c, self.acceleration_c, self.jerk_c, self.is_velocity_c
+        )
         smooth = self._smooth_c
         if not smooth.any():
             return [(slice(None), AccelerationRule(axes))]
@@ -178,8 +177,7 @@ class SafetyLimiter:
         before = State(self._position_c, self._rate_c, self._acceleration_c)
         goal = self._goal(target_c, dt)
         choices = [
-            (rule.choose(_part(before, columns), Goal(*(x[columns] for x in goal[:3]), goal.resting), dt, scale))
-            for columns, rule in self._rules
+            rule.choose(_part(before, columns), _goal_part(goal, columns), dt, scale) for columns, rule in self._rules
         ]
         choice = choices[0] if len(choices) == 1 else self._joined(choices)
         position, rate, acted = choice.position, choice.rate, None
@@ -237,7 +235,7 @@ class SafetyLimiter:
                 allowed[:, columns] = rule.safe(_part(before, columns), rates[:, columns], dt, scale)
             return (before.position + rates * dt, *reserves(rates), allowed)
 
-        shares = fence.confine(choice.position, *reserves(choice.rate), blend)
+        shares = fence.confine(choice.position, choice.below, choice.above, blend)
         position, rate, acted = choice.position, choice.rate, np.zeros(len(choice.rate), bool)
         for party, share in shares.items():
             columns = fence.party_columns(party)
@@ -260,6 +258,10 @@ class SafetyLimiter:
 
 def _part(state: State, columns: slice | np.ndarray) -> State:
     return State(*(values[columns] for values in state))
+
+
+def _goal_part(goal: Goal, columns: slice | np.ndarray) -> Goal:
+    return Goal(goal.target[columns], goal.rate[columns], goal.acceleration[columns], goal.resting)
 
 
 def _position_limits(embodiment: Embodiment) -> tuple[np.ndarray, np.ndarray]:

@@ -104,23 +104,23 @@ class JointFence:
         self._upper = np.array([b.box.upper for b in bounded])
         self._now_lower, self._now_upper = self._lower.copy(), self._upper.copy()
         # Chains that share a joint must agree on one share of the wish.
-        self._party = np.arange(m)
+        self._party = np.arange(m, dtype=np.int64)
         for i in range(m):
             for j in range(i):
                 if np.intersect1d(bounded[i].columns, bounded[j].columns).size:
                     self._party[self._party == self._party[i]] = self._party[j]
         self.columns_c = np.zeros(len(embodiment.channels), bool)
         self._party_columns = {}
-        for party in np.unique(self._party):
+        for party in sorted({int(party) for party in self._party}):
             columns = np.zeros(len(embodiment.channels), bool)
-            for i in np.flatnonzero(self._party == party):
-                columns[bounded[i].columns] = True
-            self._party_columns[int(party)] = columns
+            for member in np.flatnonzero(self._party == party):
+                columns[bounded[member].columns] = True
+            self._party_columns[party] = columns
             self.columns_c |= columns
 
     def points(self, command_c: np.ndarray) -> np.ndarray:
-        """(m, 3) where the points are at a command, metres."""
-        return self._chains.forward(command_c[self._column] * self._scale + self._offset)[0]
+        """(…, m, 3) where the points are at commands (…, c), metres."""
+        return self._chains.forward(command_c[..., self._column] * self._scale + self._offset)[0]
 
     def reset(self, command_c: np.ndarray) -> None:
         """Begins at rest at ``command_c`` (c,); the boxes grow to hold points that are outside now."""
@@ -158,7 +158,7 @@ class JointFence:
             if fits[members].all():
                 self._shrink(low, high, members)
                 continue
-            good = fits_k[:, members].all(axis=1) & allowed[:, columns].all(axis=1)
+            good = np.all(fits_k[:, members], axis=1) & np.all(allowed[:, columns], axis=1)
             best = int(np.argmax(good))
             shares[party] = float(SHARES[best]) if good[best] else 0.0
             if good[best]:
@@ -198,7 +198,11 @@ class MeasuredFence:
     """The boxes of all hands that are commanded by displacements and whose position is measured."""
 
     def __init__(self, embodiment: Embodiment) -> None:
-        columns, state, lower, upper, braking = [], [], [], [], []
+        columns: list[int] = []
+        state: list[int] = []
+        lower: list[float] = []
+        upper: list[float] = []
+        braking: list[float] = []
         for box in embodiment.safety.workspace:
             group = next(g for g in embodiment.actions if g.name == box.group)
             if group.kind != "eef_delta":

@@ -51,7 +51,9 @@ def small_robot(**safety: object) -> Embodiment:
             "zero",
         ),
     )
-    return dataclasses.replace(ALOHA, actions=groups, safety=dataclasses.replace(ALOHA.safety, **{"workspace": (), **safety}))
+    return dataclasses.replace(
+        ALOHA, actions=groups, safety=dataclasses.replace(ALOHA.safety, **{"workspace": (), **safety})
+    )
 
 
 def assert_within_limits(limiter: SafetyLimiter, commands: list[np.ndarray], steps_s: list[float]) -> None:
@@ -79,7 +81,9 @@ step = st.tuples(
 @settings(max_examples=150, deadline=None)
 @given(start=st.lists(st.floats(-3, 3), min_size=7, max_size=7), steps=st.lists(step, min_size=1, max_size=40))
 def test_garbage_never_leaves_the_limits(start: list[float], steps: list) -> None:
-    limiter = SafetyLimiter(small_robot(max_jump=0.3, workspace=(Workspace("hand", (-0.4, -0.4, 0.1), (0.4, 0.4, 0.8)),)))
+    limiter = SafetyLimiter(
+        small_robot(max_jump=0.3, workspace=(Workspace("hand", (-0.4, -0.4, 0.1), (0.4, 0.4, 0.8)),))
+    )
     limiter.reset(np.array(start))
     commands, durations = [limiter.position_c.copy()], []
     with np.errstate(all="ignore"):
