@@ -113,8 +113,8 @@ class JointFence:
         self._party_columns = {}
         for party in sorted({int(party) for party in self._party}):
             columns = np.zeros(len(embodiment.channels), bool)
-            for member in np.flatnonzero(self._party == party):
-                columns[bounded[member].columns] = True
+            for member, b in enumerate(bounded):
+                columns[b.columns] |= self._party[member] == party
             self._party_columns[party] = columns
             self.columns_c |= columns
 
