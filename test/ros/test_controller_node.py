@@ -250,7 +250,7 @@ def test_estop_by_topic_latches_also_from_a_button_that_was_pressed_before_the_s
         latching.publish(Bool(data=False))
         robot.wait(lambda: robot.call("qwen_vla/reset").success, what="reset after the button was let go")
         robot.wait(lambda: not told[-1], what="the published release")
-        assert robot.statuses[-1]["mode"] == "idle"  # letting go and resetting move nothing
+        robot.wait_mode("idle", "reset")  # letting go and resetting move nothing
         assert robot.call("qwen_vla/start").success
         robot.wait_mode("running")
 
