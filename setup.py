@@ -34,7 +34,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
         (f"{SHARE}/launch", files("launch/*.launch.py")),
-        (f"{SHARE}/embodiments", files("embodiments/*.yaml", "embodiments/*.json")),
+        (f"{SHARE}/embodiments", files("embodiments/*.yaml", "embodiments/*.json", "embodiments/*.urdf")),
         *tree("config"),
         *tree("checkpoints"),
         (f"{SHARE}/training", files("training/*.py", "training/*.sh")),

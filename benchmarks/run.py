@@ -23,6 +23,7 @@ BENCHMARKS = {
     "latency": "observation → chunk: decode, preprocess, backbone, decoder per step",
     "serving": "what a policy server costs over the model in the same process; several clients at once",
     "controller": "period jitter of the controller node beside a bare loop",
+    "safety": "what one step of the controller's filter costs, part by part",
     "recorder": "recorder throughput, losses and CPU",
 }
 

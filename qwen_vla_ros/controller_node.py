@@ -30,6 +30,7 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_core.runtime.controller import ControlLoop, ControlOutput
 from qwen_vla_core.runtime.latency import LatencyWindow
 from qwen_vla_ros.commands import CommandAdapter, adapter_for, command_kind
+from qwen_vla_ros.estop import REASON, EstopTopic
 from qwen_vla_ros.messages import (
     chunk_from_message,
     chunk_to_message,
@@ -89,6 +90,7 @@ class ControllerNode(LifecycleNode):
         self._consumed_publisher = self.create_publisher(JointTrajectory, CONSUMED_TOPIC, COMMAND_QOS)
         for name in ("start", "stop", "estop", "reset"):
             self.create_service(Trigger, f"qwen_vla/{name}", partial(self._on_request, name))
+        self._estop = EstopTopic(self, self._on_estop_pressed)
         heartbeat(self, STATUS_PERIOD_S, self._publish_status)
 
     # ---- lifecycle --------------------------------------------------------------------------------------------------
@@ -120,6 +122,8 @@ class ControllerNode(LifecycleNode):
         ]
         self._period_s = 1.0 / embodiment.control.controller_rate_hz
         self._control = ControlLoop(embodiment, blend_s=self._blend_s)
+        if self._estop.pressed:
+            self._control.estop(self._now_ns(), REASON)
         self._state_subscriptions = self._subscribe(embodiment)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -217,10 +221,19 @@ class ControllerNode(LifecycleNode):
         if control is None or (self._thread is None and name == "start"):
             response.success, response.message = False, "the controller is not active; activate it first"
             return response
+        if name == "reset" and self._estop.pressed:
+            response.success, response.message = False, f"{REASON}, and not withdrawn: publish false first"
+            return response
         with self._lock:
             response.success, response.message = getattr(control, name)(self._now_ns())
         self._publish_status()
         return response
+
+    def _on_estop_pressed(self) -> None:
+        with self._lock:
+            if self._control is not None:
+                self._control.estop(self._now_ns(), REASON)
+        self._publish_status()
 
     # ---- the control thread -----------------------------------------------------------------------------------------
 
@@ -290,6 +303,7 @@ class ControllerNode(LifecycleNode):
     def _publish_status(self) -> None:
         with self._status_lock:
             if self._control is None:
+                self._estop.tell(self._estop.pressed)
                 message = self.problem or "not configured"
                 self._status_publisher.publish(
                     status_message(self, "controller", "error" if self.problem else "stale", message)
@@ -307,9 +321,11 @@ class ControllerNode(LifecycleNode):
                     "chunks_rejected": sum(control.buffer.rejections.values()) + self._malformed,
                 }
                 rejections = dict(control.buffer.rejections, malformed=self._malformed)
+                values.update(control.refused.report("rejected"))
                 values.update({f"rejected.{key}": count for key, count in rejections.items() if count})
-                values.update({f"limited.{key}": count for key, count in control.limiter.interventions.items()})
+                values.update(control.limiter.tally.report("limited"))
                 values.update({f"count.{key}": count for key, count in control.counters.items()})
+            self._estop.tell(mode == "estopped")
             for name, seconds in (
                 ("p50", self._periods.p50),
                 ("p99", self._periods.p99),

@@ -22,15 +22,23 @@ from rclpy.client import Client  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import QoSProfile  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
-from std_msgs.msg import Float64MultiArray  # noqa: E402
+from std_msgs.msg import Bool, Float64MultiArray  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from qwen_vla_core.embodiment import Embodiment, load_embodiment  # noqa: E402
 from qwen_vla_core.interfaces import ActionChunk  # noqa: E402
 from qwen_vla_ros.commands import adapter_for  # noqa: E402
+from qwen_vla_ros.estop import ANY_QOS, ESTOP_REQUEST_TOPIC, ESTOPPED_TOPIC  # noqa: E402
 from qwen_vla_ros.messages import chunk_to_message, groups_by_topic, state_to_joint_state  # noqa: E402
-from qwen_vla_ros.node_utils import CHUNK_TOPIC, COMMAND_QOS, CONSUMED_TOPIC, STATUS_QOS, STATUS_TOPIC  # noqa: E402
+from qwen_vla_ros.node_utils import (  # noqa: E402
+    CHUNK_TOPIC,
+    COMMAND_QOS,
+    CONSUMED_TOPIC,
+    LATCHED_QOS,
+    STATUS_QOS,
+    STATUS_TOPIC,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 ALOHA = load_embodiment("aloha")
@@ -225,6 +233,40 @@ def test_estop_latches_until_reset_and_start(robot: FakeRobot, controller: subpr
     robot.wait(lambda: robot.latest()[0] > 2.95, what="motion after start")
 
 
+def test_estop_by_topic_latches_also_from_a_button_that_was_pressed_before_the_start(
+    robot: FakeRobot, domain: int
+) -> None:
+    told: list[bool] = []
+    robot.node.create_subscription(Bool, ESTOPPED_TOPIC, lambda msg: told.append(msg.data), LATCHED_QOS)
+    latching = robot.node.create_publisher(Bool, ESTOP_REQUEST_TOPIC, LATCHED_QOS)
+    latching.publish(Bool(data=True))
+    robot.chunk_action = START
+    process = start_controller(domain, "simulated:=true")
+    try:
+        robot.wait_mode("estopped", ESTOP_REQUEST_TOPIC)
+        robot.wait(lambda: told and told[-1], what="the published state")
+        refused = robot.call("qwen_vla/reset")
+        assert not refused.success and "publish false" in refused.message
+        latching.publish(Bool(data=False))
+        robot.wait(lambda: robot.call("qwen_vla/reset").success, what="reset after the button was let go")
+        robot.wait(lambda: not told[-1], what="the published release")
+        robot.wait_mode("idle", "reset")  # letting go and resetting move nothing
+        assert robot.call("qwen_vla/start").success
+        robot.wait_mode("running")
+
+        fleeting = robot.node.create_publisher(Bool, ESTOP_REQUEST_TOPIC, ANY_QOS)  # best effort, keeps nothing
+        robot.wait(lambda: fleeting.get_subscription_count() > 0, what="discovery of the button")
+        fleeting.publish(Bool(data=True))
+        robot.wait_mode("estopped", ESTOP_REQUEST_TOPIC)
+        robot.wait(lambda: told[-1], what="the published state")
+        fleeting.publish(Bool(data=False))
+        robot.wait_statuses(2)
+        assert robot.statuses[-1]["mode"] == "estopped"
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_bad_chunks_are_counted_and_move_nothing(robot: FakeRobot, controller: subprocess.Popen) -> None:
     robot.wait_mode("holding", "waiting for the first chunk")
     robot.wait(lambda: robot.chunk_publisher.get_subscription_count() > 0, what="discovery")
@@ -232,6 +274,7 @@ def test_bad_chunks_are_counted_and_move_nothing(robot: FakeRobot, controller: s
     poisoned[3] = np.nan
     robot.chunk_action = poisoned
     robot.wait(lambda: int(robot.statuses[-1].get("rejected.non_finite", 0)) >= 2, what="rejections")
+    assert robot.statuses[-1]["rejected.non_finite.left_arm.worst"] == ALOHA.channels[3]
     robot.chunk_action = None
     robot.chunk_publisher.publish(JointTrajectory(joint_names=["left_waist"]))
     robot.wait(lambda: int(robot.statuses[-1].get("rejected.malformed", 0)) == 1, what="malformed")
