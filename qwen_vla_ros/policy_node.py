@@ -24,15 +24,21 @@ from trajectory_msgs.msg import JointTrajectory
 from qwen_vla_core.embodiment import Embodiment, load_embodiment
 from qwen_vla_core.embodiment.spec import CameraSpec, StateGroup
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.interfaces import ActionChunk, Observation, Request
+from qwen_vla_core.interfaces import ActionChunk, Committed, Observation, Request
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT
+from qwen_vla_core.runtime.commitment import PlanHistory
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, find_strategy
+from qwen_vla_core.runtime.controller import held_channels
 from qwen_vla_core.runtime.latency import LatencyWindow
+from qwen_vla_core.runtime.plan_clock import NANO
+from qwen_vla_core.runtime.schedule import DEFAULT_EXECUTE_STEPS, LookSchedule
 from qwen_vla_ros.messages import (
     chunk_to_message,
     compressed_to_rgb,
     groups_by_topic,
     image_message_type,
     image_to_rgb,
+    plan_from_message,
     state_from_message,
     state_message_type,
 )
@@ -43,6 +49,7 @@ from qwen_vla_ros.node_utils import (
     INSTRUCTION_TOPIC,
     LATCHED_QOS,
     LATENCY_TOPIC,
+    PLAN_TOPIC,
     STATE_QOS,
     STATUS_QOS,
     STATUS_TOPIC,
@@ -58,8 +65,10 @@ STATUS_PERIOD_S = 0.5
 JOIN_TIMEOUT_S = 5.0  # a supervisor that stops this node waits twice as long before it uses force
 POLL_S = 0.01  # how soon a new image or the end of a problem is noticed
 IDLE_REASONS = ("no instruction", "not active")
-# age of the pictures when inference starts, decoding them, the model's three parts, and everything together
-LATENCIES = ("image_age", "decode", "preprocess", "backbone", "denoise", "observation_to_chunk")
+LONGEST_WAIT_S = 0.05  # how soon a changed plan or parameter is noticed between two looks
+# age of the pictures when inference starts, decoding them, the model's three parts, from the look to its chunk, and from
+# the observation's stamp to its chunk
+LATENCIES = ("image_age", "decode", "preprocess", "backbone", "denoise", "inference", "observation_to_chunk")
 
 
 class PolicyNode(LifecycleNode):
@@ -73,7 +82,10 @@ class PolicyNode(LifecycleNode):
         declare(self, "torch_threads", 1, "CPU threads of the model", read_only=True, minimum=1, maximum=256)
         declare(self, "device", "auto", "auto, cpu or cuda; bfloat16 on CUDA, float32 on the CPU", read_only=True)
         declare(self, "autostart", False, "Configure and activate without being asked", read_only=True)
-        declare(self, "replan_hz", 5.0, "Chunks per second; 0: as fast as it can", minimum=0.0, maximum=100.0)
+        text = f"How chunks follow each other: {', '.join(STRATEGIES)}. The controller node needs the same."
+        self._strategy_name: str = declare(self, "strategy", DEFAULT_STRATEGY, text, read_only=True)
+        text = "Actions between two looks, fewer where the next chunk would come too late; 0: as fast as it can"
+        declare(self, "execute_steps", DEFAULT_EXECUTE_STEPS, text, minimum=0, maximum=1000)
         declare(self, "flow_steps", 0, "Euler steps of the sampler; 0: the checkpoint's", minimum=0, maximum=100)
         declare(
             self,
@@ -95,9 +107,13 @@ class PolicyNode(LifecycleNode):
         self._worker: threading.Thread | None = None
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._lock = threading.Lock()  # guards instruction, generation and the publication of a chunk
+        self._strategy = STRATEGIES[DEFAULT_STRATEGY]
+        self._plans: PlanHistory | None = None
+        self._lock = threading.Lock()  # guards instruction, generation, plans and the publication of a chunk
         self._instruction = str(self.get_parameter("instruction").value).strip()
         self._generation = 0
+        self._not_before_ns = 0  # what was seen before this belongs to another instruction
+        self._continuing = False  # whether the plan being played is one for this instruction
         self._problem: str | None = "not configured"
         self._problem_since = time.monotonic()
         self._reported = ""
@@ -143,7 +159,7 @@ class PolicyNode(LifecycleNode):
         for subscription in self._subscriptions_made:
             self.destroy_subscription(subscription)
         self._subscriptions_made.clear()
-        self._engine = self._buffer = None
+        self._engine = self._buffer = self._plans = None
         self._set_problem("not configured")
         return TransitionCallbackReturn.SUCCESS
 
@@ -170,9 +186,10 @@ class PolicyNode(LifecycleNode):
         import torch
 
         from qwen_vla_core.engine.local import LocalEngine
-        from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, resolve_checkpoint
+        from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, resolve_checkpoint, trained_prefix
         from qwen_vla_core.model.device import choose_device
 
+        self._strategy = find_strategy(self._strategy_name)
         torch.set_num_threads(int(self.get_parameter("torch_threads").value))
         path = Path(resolve_checkpoint(str(self.get_parameter("checkpoint").value)))
         device, dtype = choose_device(str(self.get_parameter("device").value))
@@ -186,12 +203,18 @@ class PolicyNode(LifecycleNode):
             f"checkpoint {path.name} on {device}, embodiment {embodiment.name}, "
             f"warm-up {time.monotonic() - started:.2f} s"
         )
+        if self._strategy.conditioning == "prefix" and not trained_prefix(path):
+            self.get_logger().warning(
+                f"strategy '{self._strategy.name}': checkpoint '{path.name}' was trained without a prefix (loss.prefix)"
+            )
         self._buffer = ObservationBuffer(embodiment)
+        self._plans = PlanHistory(embodiment.period_s, held_channels(embodiment))
         for camera in embodiment.cameras:
             self._subscribe(image_message_type(camera), camera.topic, self._camera_callback(camera), CAMERA_QOS)
         for topic, groups in groups_by_topic(embodiment.state).items():
             self._subscribe(state_message_type(groups), topic, self._state_callback(groups), STATE_QOS)
         self._subscribe(String, INSTRUCTION_TOPIC, self._on_instruction, LATCHED_QOS)
+        self._subscribe(JointTrajectory, PLAN_TOPIC, self._on_plan, COMMAND_QOS)
         self._set_problem("not active")
 
     def _matching_embodiment(self, path: Path) -> Embodiment:
@@ -245,11 +268,24 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             previous, self._instruction = self._instruction, msg.data.strip()
             self._generation += 1
+            self._not_before_ns = self._now_ns()
+            self._continuing = False
             # Nothing seen before a pause (an episode's reset, an operator's break) may steer what follows it.
             if self._buffer is not None and not (previous and self._instruction):
                 self._buffer.clear()
         self.get_logger().info(f"instruction: '{self._instruction}'" if self._instruction else "instruction withdrawn")
         self._wake.set()
+
+    def _on_plan(self, msg: JointTrajectory) -> None:
+        if self._buffer is None or self._plans is None:
+            return
+        try:
+            rest = plan_from_message(msg, self._buffer.embodiment.channels)
+        except ValueError as error:
+            self.get_logger().warning(f"plan ignored: {error}", throttle_duration_sec=5.0)
+            return
+        with self._lock:
+            self._plans.add(rest)
 
     def _stamp_ns(self, msg: Any) -> int:
         return stamp_to_ns(msg.header.stamp) or self._now_ns()  # drivers that stamp nothing: time of arrival
@@ -262,31 +298,45 @@ class PolicyNode(LifecycleNode):
     def _work(self) -> None:
         last_stamp_ns = -1
         while not self._stop.is_set():
-            started = time.monotonic()
+            started, look_ns = time.monotonic(), self._now_ns()
             self._wake.clear()
             with self._lock:
-                generation, instruction = self._generation, self._instruction
+                generation, instruction, not_before_ns = self._generation, self._instruction, self._not_before_ns
             assert self._buffer is not None
             observation = self._buffer.observe(self._now_ns(), instruction)
             if isinstance(observation, str):
                 self._set_problem(observation)
                 self._wake.wait(POLL_S)
                 continue
-            if observation.stamp_ns == last_stamp_ns:
+            if observation.stamp_ns == last_stamp_ns or observation.stamp_ns < not_before_ns:
                 self._wake.wait(POLL_S)
                 continue
             last_stamp_ns = observation.stamp_ns
-            if not self._infer(observation, generation, started):
-                continue
-            replan_hz = float(self.get_parameter("replan_hz").value)
-            if replan_hz > 0:
-                self._wake.wait(max(0.0, started + 1.0 / replan_hz - time.monotonic()))
+            if self._infer(observation, generation, started):
+                self._wait_for_next_look(look_ns, self._now_ns())
+
+    def _wait_for_next_look(self, look_ns: int, chunk_ns: int) -> None:
+        """Waits until the next inference has to start; a new instruction or the end wakes it up."""
+        assert self._buffer is not None and self._plans is not None
+        while not self._wake.is_set():
+            schedule = LookSchedule.of(self._buffer.embodiment, int(self.get_parameter("execute_steps").value))
+            with self._lock:
+                end_ns = self._plans.end_ns
+            if end_ns is not None and end_ns < chunk_ns:
+                end_ns = None  # of a plan that this chunk is to replace
+            due_s = schedule.next_look_s(
+                look_ns / NANO, chunk_ns / NANO, None if end_ns is None else end_ns / NANO, self._latency["inference"]
+            )
+            left_s = due_s - self._now_ns() / NANO
+            if left_s <= 0:
+                return
+            self._wake.wait(min(left_s, LONGEST_WAIT_S))
 
     def _infer(self, observation: Observation, generation: int, started: float) -> bool:
         decoded = time.monotonic()
         image_age_s = (self._now_ns() - observation.stamp_ns) * 1e-9
         try:
-            chunk = self._predict(observation)
+            chunk = self._predict(observation, self._committed(observation.stamp_ns))
         except Exception as error:  # a model's failure must be seen and must not silence the node
             self.get_logger().error("inference failed:\n" + traceback.format_exc())
             self._counts["failures"] += 1
@@ -299,6 +349,8 @@ class PolicyNode(LifecycleNode):
                 self._counts["discarded"] += 1  # computed for another instruction
                 return False
             self._chunk_publisher.publish(message)
+            self._continuing = True
+        self._latency["inference"].add(time.monotonic() - started)
         total_s = (self._now_ns() - observation.stamp_ns) * 1e-9
         self._counts["inferences"] += 1
         self._latency["image_age"].add(image_age_s)
@@ -308,10 +360,22 @@ class PolicyNode(LifecycleNode):
         self._set_problem(None)
         return True
 
-    def _predict(self, observation: Observation) -> ActionChunk:
+    def _committed(self, stamp_ns: int) -> Committed | None:
+        """What the robot will be doing until this inference is done; None: nothing that the chunk should continue."""
+        use = self._strategy.conditioning
+        if use == "none" or self._plans is None or self._buffer is None:
+            return None
+        horizon, period_s = self._buffer.embodiment.control.horizon, self._buffer.embodiment.period_s
+        latency_s = self._latency["observation_to_chunk"].p95
+        with self._lock:
+            if not self._continuing:
+                return None
+            return self._plans.committed(stamp_ns, horizon, period_s if latency_s is None else latency_s, use)
+
+    def _predict(self, observation: Observation, committed: Committed | None = None) -> ActionChunk:
         """Asks the engine, and keeps where the time went for the status."""
         self._engine.steps = int(self.get_parameter("flow_steps").value) or None
-        (prediction,) = self._engine.predict([Request(observation, self._robot)])
+        (prediction,) = self._engine.predict([Request(observation, self._robot, committed)])
         for name, seconds in prediction.seconds.items():
             self._latency[name].add(seconds)
         chunk: ActionChunk = prediction.chunk
@@ -350,6 +414,7 @@ class PolicyNode(LifecycleNode):
         values: dict[str, object] = {"state": state, "reason": self._problem or "", "instruction": self._instruction}
         values["ready"] = str(self._worker is not None and not self._stop.is_set()).lower()
         values["checkpoint"] = self._checkpoint_id
+        values["strategy"] = self._strategy_name
         values.update(self._counts)
         for name, window in self._latency.items():
             if window.p50 is not None and window.p95 is not None:

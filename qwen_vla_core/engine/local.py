@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from qwen_vla_core.engine.conditioning import denoise_continued, use_of
 from qwen_vla_core.interfaces import Prediction, Request
 from qwen_vla_core.model.policy import QwenVLA
 
@@ -14,7 +15,7 @@ from qwen_vla_core.model.policy import QwenVLA
 class LocalEngine:
     """Runs a policy on this machine; satisfies ``interfaces.Engine``.
 
-    Requests of one robot are answered in one batch; several robots take one batch each.
+    Requests of one robot that use what is committed in the same way are answered in one batch; others take one each.
     """
 
     def __init__(self, policy: QwenVLA, *, steps: int | None = None) -> None:
@@ -34,21 +35,26 @@ class LocalEngine:
             UserError: a view is missing, the state has another length, or the robot is unknown.
         """
         answers: list[Prediction | None] = [None] * len(requests)
-        for name in dict.fromkeys(request.embodiment for request in requests):
-            indices = [index for index, request in enumerate(requests) if request.embodiment == name]
-            batch = self._predict_one_robot(name, [requests[index] for index in indices])
+        kinds = [(request.embodiment, use_of(request)) for request in requests]
+        for kind in dict.fromkeys(kinds):
+            indices = [index for index, other in enumerate(kinds) if other == kind]
+            batch = self._predict_alike(kind[0], [requests[index] for index in indices])
             for index, prediction in zip(indices, batch, strict=True):
                 answers[index] = prediction
         return [answer for answer in answers if answer is not None]
 
-    def _predict_one_robot(self, name: str, requests: Sequence[Request]) -> list[Prediction]:
+    def _predict_alike(self, name: str, requests: Sequence[Request]) -> list[Prediction]:
         policy, horizon = self.policy, self.policy.embodiment(name).control.horizon
         marks = [time.monotonic()]
         inputs = policy.collate([request.observation for request in requests], name)
         marks.append(time.monotonic())
         context = policy.encode(inputs)
         marks.append(time.monotonic())
-        chunks_bhk = policy.denoise(context, inputs, horizon, self.steps, self._noise(requests, horizon))
+        noise = self._noise(requests, horizon)
+        if use_of(requests[0]) is None:
+            chunks_bhk = policy.denoise(context, inputs, horizon, self.steps, noise)
+        else:
+            chunks_bhk = denoise_continued(policy, context, inputs, requests, horizon, self.steps, noise)
         chunks = [policy.postprocess(chunks_bhk[i], request.observation, name) for i, request in enumerate(requests)]
         marks.append(time.monotonic())
         parts = ("preprocess", "backbone", "denoise")

@@ -11,6 +11,7 @@ import pytest
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.embodiment.spec import ActionGroup, CommandSpec, Embodiment, Limits
 from qwen_vla_core.interfaces import ActionChunk
+from qwen_vla_core.runtime.continuity import STRATEGIES
 from qwen_vla_core.runtime.controller import ControlLoop, ControlOutput
 
 ALOHA = load_embodiment("aloha")
@@ -26,7 +27,7 @@ class Rig:
     """A control loop, a clock, and a robot that stands where it was last told (minus ``sag``)."""
 
     def __init__(self, embodiment: Embodiment = ALOHA, start: bool = True) -> None:
-        self.loop = ControlLoop(embodiment, blend_s=0.2)
+        self.loop = ControlLoop(embodiment)
         self.embodiment = embodiment
         self.t = 1_000_000 * MS
         self.pose = START.copy()
@@ -392,7 +393,12 @@ def base_chunk(stamp_ns: int, yaw: np.ndarray) -> ActionChunk:
 
 def turn_over_the_seam(policy_sees: float) -> list[float]:
     """A base at 3.0 rad turns left to 3.6 rad; the odometer tells headings in (−π, π], the policy starts from one."""
-    loop, t, yaw, told = ControlLoop(BASE, blend_s=0.5), 1_000_000 * MS, 3.0, []
+    loop, t, yaw, told = (
+        ControlLoop(BASE, strategy=dataclasses.replace(STRATEGIES["blend"], blend_s=0.5)),
+        1_000_000 * MS,
+        3.0,
+        [],
+    )
     loop.start(t)
     for tick in range(80):
         t += 50 * MS
