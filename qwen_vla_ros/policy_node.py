@@ -66,8 +66,8 @@ JOIN_TIMEOUT_S = 5.0  # a supervisor that stops this node waits twice as long be
 POLL_S = 0.01  # how soon a new image or the end of a problem is noticed
 IDLE_REASONS = ("no instruction", "not active")
 LONGEST_WAIT_S = 0.05  # how soon a changed plan or parameter is noticed between two looks
-# age of the pictures when inference starts, decoding them, the model's three parts, from the look to its chunk, and from
-# the observation's stamp to its chunk
+# age of the pictures when inference starts, decoding them, the model's three parts, from the look to its chunk, and
+# from the observation's stamp to its chunk
 LATENCIES = ("image_age", "decode", "preprocess", "backbone", "denoise", "inference", "observation_to_chunk")
 
 

@@ -165,43 +165,39 @@ class Latest:
 class Ensemble:
     """Averages every chunk that reaches a moment, as far as it agrees or by its age.
 
-    A chunk fades in over its first period here and out over its last, so that the average has no steps [O].
+    The step that a newcomer makes fades out like any other, and a chunk leaves over its last period, so that the path is
+    continuous [O].
 
     Args:
         weigh: (plans from oldest to newest, plan time) → their weights.
-        blend_s: fade from a path that is not averaged in.
+        blend_s: of that fade.
     """
 
     def __init__(self, weigh: Callable[[list[Plan], float], list[float]], blend_s: float) -> None:
         self._weigh = weigh
         self._fade = _Fade(blend_s)
-        self._members: list[tuple[Plan, float]] = []  # with the plan time from which they count, oldest first
+        self._members: list[Plan] = []  # oldest first
         self._weights: list[float] = []
 
     def join(self, plan: Plan, clock_s: float, from_c: np.ndarray | None, alone: bool) -> None:
         """See ``Joiner``."""
-        kept = [] if alone else [member for member in self._members if member[0].end_s > clock_s]
-        self._members = [*kept, (plan, clock_s if kept else clock_s - plan.period_s)]
-        self._weights = self._weigh([member for member, _ in self._members], clock_s)
-        step_c = _difference(from_c, self._mean(clock_s)) if not kept else None
-        if not kept or self._fade_is_over(clock_s):
-            self._fade.begin(step_c, clock_s)
+        kept = [] if alone else [member for member in self._members if member.end_s > clock_s]
+        self._members = [*kept, plan]
+        self._weights = self._weigh(self._members, clock_s)
+        self._fade.begin(_difference(from_c, self._mean(clock_s)), clock_s)
 
     def at(self, clock_s: float) -> np.ndarray:
         """See ``Joiner``."""
         return self._fade.add_to(self._mean(clock_s), clock_s)
 
-    def _fade_is_over(self, clock_s: float) -> bool:
-        return clock_s - self._fade._start_s >= self._fade.blend_s
-
     def _mean(self, clock_s: float) -> np.ndarray:
-        newest = self._members[-1][0]
+        newest = self._members[-1]
         total, sum_c = 0.0, np.zeros(len(newest.held_c))
-        for (plan, since_s), weight in zip(self._members, self._weights, strict=True):
-            share = min((clock_s - since_s) / plan.period_s, (plan.end_s - clock_s) / plan.period_s, 1.0)
+        for plan, weight in zip(self._members, self._weights, strict=True):
+            share = weight * min((plan.end_s - clock_s) / plan.period_s, 1.0)
             if share > 0:
-                total += weight * share
-                sum_c += weight * share * plan.at(clock_s)
+                total += share
+                sum_c += share * plan.at(clock_s)
         return sum_c / total if total > 1e-9 else newest.at(clock_s)
 
 
