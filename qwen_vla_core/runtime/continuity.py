@@ -165,7 +165,7 @@ class Latest:
 class Ensemble:
     """Averages every chunk that reaches a moment, as far as it agrees or by its age.
 
-    The step that a newcomer makes fades out like any other, and a chunk leaves over its last period, so that the path is
+    The step that a newcomer makes fades out like any other, and a chunk leaves over its last period: the path is
     continuous [O].
 
     Args:
