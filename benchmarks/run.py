@@ -21,6 +21,7 @@ BENCHMARKS = {
     "loader": "samples per CPU-second beside the plain way, and per second with two workers",
     "sim": "control steps per second of the ALOHA world with three cameras",
     "latency": "observation → chunk: decode, preprocess, backbone, decoder per step",
+    "runtime": "continuity strategies under delay: success, jerk, jumps, idle time (small: 10 episodes a cell)",
     "controller": "period jitter of the controller node beside a bare loop",
     "recorder": "recorder throughput, losses and CPU",
 }

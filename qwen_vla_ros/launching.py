@@ -11,11 +11,12 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES
 from qwen_vla_ros.bringup import LOG_LEVELS, NodeSpec, build_graph, next_run_dir
 
 BOOLEANS = ["true", "false"]
 FLAGS = ("use_sim_time", "sim", "record", "autostart")
-TEXTS = ("embodiment", "checkpoint", "instruction", "namespace", "params_file", "log_level", "task")
+TEXTS = ("embodiment", "checkpoint", "instruction", "strategy", "namespace", "params_file", "log_level", "task")
 
 
 def describe(robot: str) -> LaunchDescription:
@@ -49,6 +50,12 @@ def _arguments(robot: str) -> list[DeclareLaunchArgument]:
         ),
         DeclareLaunchArgument("checkpoint", default_value=DEFAULT_CHECKPOINT, description="Shipped name or folder"),
         DeclareLaunchArgument("instruction", default_value="", description="What to do; empty: the simulator chooses"),
+        DeclareLaunchArgument(
+            "strategy",
+            default_value=DEFAULT_STRATEGY,
+            choices=list(STRATEGIES),
+            description="How chunks follow each other",
+        ),
         DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of all nodes"),
         DeclareLaunchArgument("use_sim_time", default_value="false", choices=BOOLEANS, description="Follow /clock"),
         DeclareLaunchArgument("sim", default_value="false", choices=BOOLEANS, description="Simulate the robot"),
