@@ -13,7 +13,7 @@ import torch
 
 from qwen_vla_core.actions.conventions import relative_parts, to_relative
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.interfaces import CommittedUse, Request
+from qwen_vla_core.interfaces import Committed, CommittedUse, Request
 from qwen_vla_core.model.action_decoder import Context
 from qwen_vla_core.model.guidance import integrate_clamped, integrate_guided, soft_mask
 from qwen_vla_core.model.policy import Batch, QwenVLA
@@ -23,6 +23,15 @@ def use_of(request: Request) -> CommittedUse | None:
     """How a request's sampler is to be conditioned; None: not at all."""
     committed = request.committed
     return None if committed is None or not len(committed.actions_hc) else committed.use
+
+
+def overlap_of(committed: Committed, horizon: int) -> int:
+    """How many rows the sampler is pulled towards: half a chunk at most, beyond that only what is frozen.
+
+    As published, where half of a chunk is executed before the next. Looks are closer together here; pulled towards all
+    that is left, every chunk would repeat the one before and the robot would hardly react to what it sees [O].
+    """
+    return min(len(committed.actions_hc), max(committed.frozen, horizon // 2))
 
 
 def normalised_target(policy: QwenVLA, request: Request, horizon: int) -> np.ndarray:
@@ -88,6 +97,6 @@ def denoise_continued(
         frozen = torch.tensor([each.frozen for each in committed], device=start.device)
         given = torch.arange(horizon, device=start.device) < frozen[:, None]
         return integrate_clamped(velocity, start, count, target, given)
-    masks = torch.stack([soft_mask(horizon, each.frozen, len(each.actions_hc)) for each in committed])
+    masks = torch.stack([soft_mask(horizon, each.frozen, overlap_of(each, horizon)) for each in committed])
     weight = masks.to(start)[..., None] * channel_mask[:, None].to(start)
     return integrate_guided(velocity, start, count, target, weight, jacobian=use == "guided_jacobian")

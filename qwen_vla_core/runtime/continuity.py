@@ -139,7 +139,7 @@ class _Fade:
 
     def add_to(self, value_c: np.ndarray, clock_s: float) -> np.ndarray:
         elapsed_s = clock_s - self._start_s
-        if self._step_c is None or elapsed_s >= self.blend_s:
+        if self._step_c is None or self.blend_s <= 0 or elapsed_s >= self.blend_s:
             return value_c
         return value_c + self._step_c * (1.0 - max(elapsed_s, 0.0) / self.blend_s)
 

@@ -90,3 +90,27 @@ def test_every_strategy_obeys_the_limits_and_arrives(name: str) -> None:
     assert rig.run(4.0, moved(left_waist=0.4)).mode == "running"
     np.testing.assert_allclose(rig.commands[-1], moved(left_waist=0.4), atol=2e-3)
     assert_smooth(rig)
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_a_replayed_sequence_of_events_gives_the_same_commands(name: str) -> None:
+    """Irregular ticks, late and refused chunks, an instruction, a stop: all that counts is what came when."""
+
+    def play() -> np.ndarray:
+        rig, rng = Rig(), np.random.default_rng(5)
+        rig.loop = ControlLoop(ALOHA, strategy=STRATEGIES[name])
+        rig.loop.start(rig.t)
+        for index in range(60):
+            if rng.random() < 0.3:
+                rig.feed(START * 0.9 + rng.uniform(0, 0.2, 14), age_ms=float(rng.uniform(20, 400)))
+            if index == 30:
+                rig.loop.instruct(rig.t, hold=False)
+            if index == 45:
+                rig.loop.stop(rig.t)
+                rig.loop.start(rig.t)
+            rig.tick(int(rng.integers(5, 60)) * 1_000_000)
+        return np.array(rig.commands)
+
+    first = play()
+    np.testing.assert_array_equal(play(), first)
+    assert np.ptp(first, axis=0).max() > 0.01
