@@ -6,6 +6,7 @@ observation's state, the frame in which the new chunk is predicted, before they 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from qwen_vla_core.actions.conventions import relative_parts, to_relative
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.interfaces import Committed, CommittedUse, Request
+from qwen_vla_core.interfaces import Committed, CommittedUse, Prediction, Request
 from qwen_vla_core.model.action_decoder import Context
 from qwen_vla_core.model.guidance import integrate_clamped, integrate_guided, soft_mask
 from qwen_vla_core.model.policy import Batch, QwenVLA
@@ -57,35 +58,63 @@ def normalised_target(policy: QwenVLA, request: Request, horizon: int) -> np.nda
     return target_hk
 
 
-def denoise_continued(
+def predict_continued(policy: QwenVLA, requests: Sequence[Request], steps: int | None = None) -> list[Prediction]:
+    """Answers requests that all have committed actions, on the eager path; one answer each, in order.
+
+    Requests of one robot that use what is committed in the same way are answered in one batch.
+
+    Args:
+        policy: in evaluation mode, on its device.
+        requests: each with ``use_of`` not None.
+        steps: Euler steps; None: the checkpoint's.
+
+    Raises:
+        UserError: a view is missing, the state has another length, the robot is unknown, or the committed actions do
+            not fit it.
+    """
+    answers: list[Prediction | None] = [None] * len(requests)
+    kinds = [(request.embodiment, use_of(request)) for request in requests]
+    for kind in dict.fromkeys(kinds):
+        indices = [index for index, other in enumerate(kinds) if other == kind]
+        # Never in inference mode: the Jacobian goes through the context, which then could not be kept for it.
+        with torch.inference_mode(False), torch.no_grad():
+            batch = _predict_alike(policy, kind[0], [requests[index] for index in indices], steps)
+        for index, prediction in zip(indices, batch, strict=True):
+            answers[index] = prediction
+    return [answer for answer in answers if answer is not None]
+
+
+def _predict_alike(policy: QwenVLA, name: str, requests: Sequence[Request], steps: int | None) -> list[Prediction]:
+    horizon, marks = policy.embodiment(name).control.horizon, [time.monotonic()]
+    inputs = policy.collate([request.observation for request in requests], name)
+    marks.append(time.monotonic())
+    context = policy.encode(inputs)
+    marks.append(time.monotonic())
+    chunks_bhk = _denoise(policy, context, inputs, requests, horizon, steps)
+    chunks = [policy.postprocess(chunks_bhk[i], request.observation, name) for i, request in enumerate(requests)]
+    marks.append(time.monotonic())
+    parts = ("preprocess", "backbone", "denoise")
+    seconds = {part: end - start for part, start, end in zip(parts, marks, marks[1:], strict=False)}
+    return [Prediction(chunk, seconds) for chunk in chunks]
+
+
+def _denoise(
     policy: QwenVLA,
     context: Context,
     inputs: Batch,
     requests: Sequence[Request],
     horizon: int,
-    steps: int | None = None,
-    noise: torch.Tensor | None = None,
+    steps: int | None,
 ) -> torch.Tensor:
-    """``QwenVLA.denoise`` for requests that all use what is committed in the same way.
-
-    Args:
-        policy: in evaluation mode.
-        context: from ``policy.encode``, under ``no_grad`` (not ``inference_mode``: the Jacobian goes through it).
-        inputs: the collated observations of ``requests``, one robot's.
-        requests: B of them, each with committed actions.
-        horizon: H.
-        steps: Euler steps; None: the checkpoint's.
-        noise: (B, H, K); None: drawn.
-
-    Returns:
-        (B, H, K) normalised chunks; padded channels are zero.
-    """
+    """(B, H, K) ``QwenVLA.denoise``, conditioned; padded channels are zero."""
     use, channel_mask = use_of(requests[0]), inputs["channel_mask"]
     count = policy.config.flow.steps if steps is None else steps
-    shape = (len(requests), horizon, policy.config.decoder.channels)
-    start = torch.where(
-        channel_mask[:, None], torch.randn(shape, device=policy.device) if noise is None else noise, 0.0
-    )
+    shape = (horizon, policy.config.decoder.channels)
+    noise = [
+        torch.randn(shape) if request.noise_hk is None else torch.tensor(request.noise_hk, dtype=torch.float32)
+        for request in requests
+    ]
+    start = torch.where(channel_mask[:, None], torch.stack(noise).to(policy.device), 0.0)
     targets = np.stack([normalised_target(policy, request, horizon) for request in requests])
     target = torch.as_tensor(targets, dtype=start.dtype, device=start.device)
     committed = [request.committed for request in requests if request.committed is not None]

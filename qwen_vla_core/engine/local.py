@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from qwen_vla_core.engine.conditioning import denoise_continued, use_of
+from qwen_vla_core.engine.conditioning import predict_continued, use_of
 from qwen_vla_core.interfaces import Prediction, Request
 from qwen_vla_core.model.policy import QwenVLA
 
@@ -15,7 +15,8 @@ from qwen_vla_core.model.policy import QwenVLA
 class LocalEngine:
     """Runs a policy on this machine; satisfies ``interfaces.Engine``.
 
-    Requests of one robot that use what is committed in the same way are answered in one batch; others take one each.
+    Requests of one robot are answered in one batch; several robots take one batch each, and so do requests that
+    continue committed actions (see ``conditioning``).
     """
 
     def __init__(self, policy: QwenVLA, *, steps: int | None = None) -> None:
@@ -35,26 +36,26 @@ class LocalEngine:
             UserError: a view is missing, the state has another length, or the robot is unknown.
         """
         answers: list[Prediction | None] = [None] * len(requests)
-        kinds = [(request.embodiment, use_of(request)) for request in requests]
-        for kind in dict.fromkeys(kinds):
-            indices = [index for index, other in enumerate(kinds) if other == kind]
-            batch = self._predict_alike(kind[0], [requests[index] for index in indices])
+        continuing = [index for index, request in enumerate(requests) if use_of(request) is not None]
+        continued = predict_continued(self.policy, [requests[index] for index in continuing], self.steps)
+        for index, prediction in zip(continuing, continued, strict=True):
+            answers[index] = prediction
+        free = [index for index in range(len(requests)) if index not in continuing]
+        for name in dict.fromkeys(requests[index].embodiment for index in free):
+            indices = [index for index in free if requests[index].embodiment == name]
+            batch = self._predict_one_robot(name, [requests[index] for index in indices])
             for index, prediction in zip(indices, batch, strict=True):
                 answers[index] = prediction
         return [answer for answer in answers if answer is not None]
 
-    def _predict_alike(self, name: str, requests: Sequence[Request]) -> list[Prediction]:
+    def _predict_one_robot(self, name: str, requests: Sequence[Request]) -> list[Prediction]:
         policy, horizon = self.policy, self.policy.embodiment(name).control.horizon
         marks = [time.monotonic()]
         inputs = policy.collate([request.observation for request in requests], name)
         marks.append(time.monotonic())
         context = policy.encode(inputs)
         marks.append(time.monotonic())
-        noise = self._noise(requests, horizon)
-        if use_of(requests[0]) is None:
-            chunks_bhk = policy.denoise(context, inputs, horizon, self.steps, noise)
-        else:
-            chunks_bhk = denoise_continued(policy, context, inputs, requests, horizon, self.steps, noise)
+        chunks_bhk = policy.denoise(context, inputs, horizon, self.steps, self._noise(requests, horizon))
         chunks = [policy.postprocess(chunks_bhk[i], request.observation, name) for i, request in enumerate(requests)]
         marks.append(time.monotonic())
         parts = ("preprocess", "backbone", "denoise")

@@ -11,7 +11,7 @@ import torch
 
 from qwen_vla_core.actions.conventions import relative_parts, to_relative
 from qwen_vla_core.embodiment import Embodiment
-from qwen_vla_core.engine.conditioning import normalised_target
+from qwen_vla_core.engine.conditioning import normalised_target, predict_continued
 from qwen_vla_core.engine.local import LocalEngine
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import Committed, Observation, Request
@@ -139,6 +139,16 @@ def test_the_same_request_gives_the_same_chunk_alone_or_beside_others(
     together = [each.chunk.actions_hc for each in LocalEngine(policy).predict(requests)]
     for each, chunk in zip(plan, together, strict=True):
         np.testing.assert_allclose(chunk, ask(each), atol=1e-5)
+
+
+def test_the_jacobian_can_be_had_under_an_engine_that_runs_in_inference_mode(
+    policy: QwenVLA, observe: Callable[..., Observation], ask: Callable
+) -> None:
+    committed = Committed(np.zeros((5, C)), frozen=2, use="guided_jacobian")
+    with torch.inference_mode():
+        (answer,) = predict_continued(policy, [Request(observe(), "aloha", committed, NOISE)])
+    np.testing.assert_allclose(answer.chunk.actions_hc, ask(committed), atol=1e-6)
+    assert set(answer.seconds) == {"preprocess", "backbone", "denoise"}
 
 
 def test_a_relative_robots_prefix_is_anchored_to_the_state_of_the_new_observation(
