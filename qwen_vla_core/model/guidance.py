@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-MAX_GUIDANCE = 5.0  # β: where the pull is clipped, as published
+MAX_GUIDANCE = 5.0  # β: where the pull is clipped, as published (with five Euler steps)
 
 
 def soft_mask(horizon: int, frozen: int, overlap: int) -> torch.Tensor:
@@ -69,14 +69,15 @@ def integrate_guided(
         target_bhk: (B, H, K) normalised committed actions, finite everywhere.
         weight_bhk: (B, H, K) weights, 0 where nothing is committed and in padded channels.
         jacobian: pull through the decoder (a backward pass per step) instead of on the estimate itself.
-        most: β, the largest strength of the pull.
+        most: β, the largest strength of the pull; with fewer steps than that it is clipped at their number, because one
+            step would otherwise carry the estimate beyond the target.
 
     Returns:
         (B, H, K); where every weight of a row is zero, as ``flow.integrate`` gives it.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    current = noise_bhk
+    current, most = noise_bhk, min(most, float(steps))
     for index in range(steps):
         tau = 1.0 - index / steps
         times = current.new_full((current.shape[0], 1), tau)
