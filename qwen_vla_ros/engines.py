@@ -30,6 +30,7 @@ class EngineSetup:
         checkpoint_id: name and weights' hash, as they are now: a server may be restarted with others.
         description: for the log.
         warm: whether the first question is as fast as the next ones.
+        trained_prefix: how many first actions its training gave at most; None: not known.
     """
 
     engine: Engine
@@ -37,6 +38,7 @@ class EngineSetup:
     checkpoint_id: Callable[[], str]
     description: str
     warm: bool
+    trained_prefix: int | None = None
 
 
 def declare_engine(node: Any) -> None:
@@ -69,7 +71,7 @@ def _local(node: Any) -> EngineSetup:
     import torch
 
     from qwen_vla_core.engine.local import LocalEngine
-    from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, resolve_checkpoint
+    from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, resolve_checkpoint, trained_prefix
     from qwen_vla_core.model.device import choose_device
 
     torch.set_num_threads(int(node.get_parameter("torch_threads").value))
@@ -78,7 +80,8 @@ def _local(node: Any) -> EngineSetup:
     engine = LocalEngine(load_checkpoint(path, device, dtype))
     checkpoint_id = f"{path.name} {read_config(path)['weights_id'][:12]}"
     embodiment = _matching_embodiment(node, engine.policy.embodiments, path.name)
-    return EngineSetup(engine, embodiment, lambda: checkpoint_id, f"checkpoint {path.name} on {device}", False)
+    description = f"checkpoint {path.name} on {device}"
+    return EngineSetup(engine, embodiment, lambda: checkpoint_id, description, False, trained_prefix(path))
 
 
 def _matching_embodiment(node: Any, robots: dict[str, Embodiment], checkpoint: str) -> Embodiment:

@@ -11,12 +11,14 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES
 from qwen_vla_ros.bringup import LOG_LEVELS, NodeSpec, build_graph, next_run_dir
 
 BOOLEANS = ["true", "false"]
 FLAGS = ("use_sim_time", "sim", "record", "autostart")
 SERVER = ("server", "server_token_file", "server_ca_file")
-TEXTS = ("embodiment", "checkpoint", *SERVER, "instruction", "namespace", "params_file", "log_level", "task")
+ROBOT = ("embodiment", "checkpoint", *SERVER, "instruction", "strategy")
+TEXTS = (*ROBOT, "namespace", "params_file", "log_level", "task")
 
 
 def describe(robot: str) -> LaunchDescription:
@@ -53,6 +55,12 @@ def _arguments(robot: str) -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument("server_token_file", default_value="", description="Its token; empty: QWEN_VLA_TOKEN"),
         DeclareLaunchArgument("server_ca_file", default_value="", description="Certificate to trust for wss://"),
         DeclareLaunchArgument("instruction", default_value="", description="What to do; empty: the simulator chooses"),
+        DeclareLaunchArgument(
+            "strategy",
+            default_value=DEFAULT_STRATEGY,
+            choices=list(STRATEGIES),
+            description="How chunks follow each other",
+        ),
         DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of all nodes"),
         DeclareLaunchArgument("use_sim_time", default_value="false", choices=BOOLEANS, description="Follow /clock"),
         DeclareLaunchArgument("sim", default_value="false", choices=BOOLEANS, description="Simulate the robot"),

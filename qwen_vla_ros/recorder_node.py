@@ -37,6 +37,7 @@ from qwen_vla_ros.node_utils import (
     INSTRUCTION_TOPIC,
     LATCHED_QOS,
     LATENCY_TOPIC,
+    PLAN_TOPIC,
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
@@ -278,7 +279,7 @@ def recorded_topics(embodiment: Embodiment, simulated: bool) -> dict[str, tuple[
     for group in embodiment.actions:
         message_type = adapter_for(command_kind(group, simulated)).message_type
         topics[group.command.topic] = (message_type, RELIABLE_QOS)
-    topics[CHUNK_TOPIC] = topics[CONSUMED_TOPIC] = (JointTrajectory, RELIABLE_QOS)
+    topics[CHUNK_TOPIC] = topics[CONSUMED_TOPIC] = topics[PLAN_TOPIC] = (JointTrajectory, RELIABLE_QOS)
     topics[LATENCY_TOPIC] = (Float64, RELIABLE_QOS)
     topics[INSTRUCTION_TOPIC] = (String, LATCHED_QOS)
     topics[STATUS_TOPIC] = (DiagnosticArray, STATUS_QOS)

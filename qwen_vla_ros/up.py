@@ -24,6 +24,7 @@ from typing import Any
 
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES
 from qwen_vla_ros.bringup import (
     LOG_LEVELS,
     NodeSpec,
@@ -56,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server-token-file", default="", metavar="FILE", help="its token (or QWEN_VLA_TOKEN)")
     parser.add_argument("--server-ca-file", default="", metavar="FILE", help="certificate to trust for wss://")
     parser.add_argument("--instruction", default="", help="what to do; empty: the simulator chooses")
+    text = f"how chunks follow each other: {', '.join(STRATEGIES)} (default: {DEFAULT_STRATEGY})"
+    parser.add_argument("--strategy", default=DEFAULT_STRATEGY, metavar="NAME", help=text)
     parser.add_argument("--sim", action=flag, default=True, help="simulate the robot")
     parser.add_argument("--record", action=flag, default=True, help="record one MCAP bag per episode")
     parser.add_argument("--rollouts", default="rollouts", metavar="DIR", help="folder of recorded runs")
@@ -87,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         "server_token_file": args.server_token_file,
         "server_ca_file": args.server_ca_file,
         "instruction": args.instruction,
+        "strategy": args.strategy,
         "namespace": args.namespace,
         "sim": args.sim,
         "record": args.record,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from qwen_vla_core.engine.conditioning import predict_continued, use_of
 from qwen_vla_core.interfaces import Prediction, Request
 from qwen_vla_core.model.policy import QwenVLA
 
@@ -14,7 +15,8 @@ from qwen_vla_core.model.policy import QwenVLA
 class LocalEngine:
     """Runs a policy on this machine; satisfies ``interfaces.Engine``.
 
-    Requests of one robot are answered in one batch; several robots take one batch each.
+    Requests of one robot are answered in one batch; several robots take one batch each, and so do requests that
+    continue committed actions (see ``conditioning``).
     """
 
     def __init__(self, policy: QwenVLA, *, steps: int | None = None) -> None:
@@ -34,8 +36,13 @@ class LocalEngine:
             UserError: a view is missing, the state has another length, or the robot is unknown.
         """
         answers: list[Prediction | None] = [None] * len(requests)
-        for name in dict.fromkeys(request.embodiment for request in requests):
-            indices = [index for index, request in enumerate(requests) if request.embodiment == name]
+        continuing = [index for index, request in enumerate(requests) if use_of(request) is not None]
+        continued = predict_continued(self.policy, [requests[index] for index in continuing], self.steps)
+        for index, prediction in zip(continuing, continued, strict=True):
+            answers[index] = prediction
+        free = [index for index in range(len(requests)) if index not in continuing]
+        for name in dict.fromkeys(requests[index].embodiment for index in free):
+            indices = [index for index in free if requests[index].embodiment == name]
             batch = self._predict_one_robot(name, [requests[index] for index in indices])
             for index, prediction in zip(indices, batch, strict=True):
                 answers[index] = prediction

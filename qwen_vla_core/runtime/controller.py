@@ -24,7 +24,9 @@ import numpy as np
 from qwen_vla_core.actions.conventions import continue_headings
 from qwen_vla_core.embodiment.spec import DELTA_KINDS, Embodiment
 from qwen_vla_core.interfaces import ActionChunk
-from qwen_vla_core.runtime.chunk_buffer import NANO, ChunkBuffer
+from qwen_vla_core.runtime.chunk_buffer import ChunkBuffer
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, Strategy
+from qwen_vla_core.runtime.plan_clock import NANO
 from qwen_vla_core.runtime.safety import SafetyLimiter
 from qwen_vla_core.runtime.tally import Tally
 from qwen_vla_core.runtime.watchdog import Verdict, Watchdog
@@ -36,6 +38,13 @@ MILLI = 1_000_000
 # offset, soft stops). Beyond that the first command, which must be inside, would be a jump.
 START_TOLERANCE_S = 0.1
 CLOCK_JUMP_NS = 100 * MILLI
+PLAYING = "playing chunks"
+SLOWED = "slowed to"  # how the reason begins while the plan is slowed down
+
+
+def held_channels(embodiment: Embodiment) -> np.ndarray:
+    """(c,) bool, True for displacements per period, which are held for it instead of interpolated."""
+    return np.array([group.kind in DELTA_KINDS for group in embodiment.actions for _ in group.channels])
 
 
 @dataclass(frozen=True)
@@ -65,14 +74,19 @@ class ControlLoop:
         refused: which channels made chunks be refused, as far as a channel is to blame.
         mode, reason: as of the last tick or request.
         counters: holds, group_timeouts (of a part of the robot), estops, faults, clock_jumps, bad_states,
-            chunks_ignored (those sent while not started).
+            chunks_ignored (those sent while not started), slowed (how often the plan was slowed down because a chunk
+            was late).
     """
 
-    def __init__(self, embodiment: Embodiment, *, blend_s: float = 0.2) -> None:
+    def __init__(self, embodiment: Embodiment, *, strategy: Strategy = STRATEGIES[DEFAULT_STRATEGY]) -> None:
         self.embodiment = embodiment
-        held_c = np.array([g.kind in DELTA_KINDS for g in embodiment.actions for _ in g.channels])
         self.buffer = ChunkBuffer(
-            embodiment.channels, embodiment.control.horizon, embodiment.period_s, blend_s=blend_s, held_c=held_c
+            embodiment.channels,
+            embodiment.control.horizon,
+            embodiment.period_s,
+            strategy=strategy,
+            patience_s=embodiment.safety.watchdog_ms / 1000,
+            held_c=held_channels(embodiment),
         )
         self.limiter = SafetyLimiter(embodiment)
         self.refused = Tally(embodiment)
@@ -133,7 +147,8 @@ class ControlLoop:
         if not self._started:
             self.counters["chunks_ignored"] += 1
             return "not_started"
-        reason = self.buffer.push(self._counted_on(chunk), t_ns)
+        pose_c = self.limiter.position_c.copy() if self._seeded else None
+        reason = self.buffer.push(self._counted_on(chunk), t_ns, pose_c)
         if reason is None:
             self._watchdog.fresh(t_ns, chunk.stamp_ns)
         elif reason == "non_finite":
@@ -208,6 +223,19 @@ class ControlLoop:
             return True, "reset; call start to move again"
         return True, "nothing to reset"
 
+    def instruct(self, t_ns: int, hold: bool) -> None:
+        """A new instruction: what was observed before it will not be played any more.
+
+        Args:
+            t_ns: when it came.
+            hold: stop at once; otherwise the plan goes on until the first chunk for the new instruction, or the
+                watchdog, ends it.
+        """
+        if hold:
+            self._new_epoch(t_ns)
+        else:
+            self.buffer.begin_epoch(t_ns)
+
     # ---- the tick ---------------------------------------------------------------------------------------------------
 
     def tick(self, t_ns: int) -> ControlOutput:
@@ -217,6 +245,7 @@ class ControlLoop:
             return self._rest(dt_s)
         problem = self._state_problem(t_ns)
         if problem is not None:
+            self.buffer.hold(t_ns)
             self._hold(problem, None)
             return self._rest(dt_s)
         measured_c = self._measured()
@@ -242,15 +271,25 @@ class ControlLoop:
             return self._output(self.limiter.step(self._hold_target_c, measured_c, dt_s))
         if self.mode != "running":
             self._run_start_ns = t_ns
-            self._enter("running", "playing chunks")
-        self.reason = verdict.reason or "playing chunks"
+            self._enter("running", PLAYING)
+        self._tell_whether_late(t_ns)
         if verdict.reason:
+            self.reason = verdict.reason
             target_c = np.where(self._late_c, self._late_target_c, target_c)
         target_c, fenced_c = self._fence.clip(target_c, self._state_s)
         self.limiter.tally.add("workspace", fenced_c)
         soft_ns = self.embodiment.safety.soft_start_s * NANO
         scale = 1.0 if soft_ns <= 0 else min(1.0, (t_ns - self._run_start_ns) / soft_ns)
         return self._output(self.limiter.step(target_c, measured_c, dt_s, scale))
+
+    def _tell_whether_late(self, t_ns: int) -> None:
+        late_ms = self.buffer.late_ms(t_ns)
+        if late_ms is None:
+            self.reason = PLAYING
+            return
+        if self.reason == PLAYING:
+            self.counters["slowed"] += 1
+        self.reason = f"{SLOWED} {self.buffer.clock.rate:.0%}: chunk late by {late_ms:.0f} ms"
 
     # ---- helpers ----------------------------------------------------------------------------------------------------
 
