@@ -47,7 +47,7 @@ class UnitLowerInverse(torch.autograd.Function):
         return inverse
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         """−T ᵀ g Tᵀ, below the diagonal."""
         (inverse,) = ctx.saved_tensors
         turned = inverse.transpose(-1, -2)
@@ -151,7 +151,7 @@ def use_matrix_products(compiled: bool = False) -> None:
 
     own = modeling.torch_chunk_gated_delta_rule
     own = getattr(own, "with_state", own)
-    rule = torch.compile(chunk_gated_delta_rule, dynamic=False) if compiled else chunk_gated_delta_rule
+    rule: Any = torch.compile(chunk_gated_delta_rule, dynamic=False) if compiled else chunk_gated_delta_rule
 
     def choose(*arguments: torch.Tensor, **options: Any) -> Any:
         if options.get("initial_state") is not None or options.get("output_final_state"):

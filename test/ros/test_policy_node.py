@@ -153,7 +153,7 @@ def test_withdrawing_the_instruction_forgets_what_was_seen(make_node: Callable, 
 def sees(node: PolicyNode, stamp_ns: int) -> None:
     """One set of pictures and a state."""
     for view in ROBOT.views:
-        node._buffer.add_image(view, stamp_ns, lambda: np.zeros((4, 4, 3), np.uint8))
+        node._buffer.add_image(view, stamp_ns, lambda: np.full((6, 8, 3), 99, np.uint8))
     node._buffer.add_state(dict.fromkeys(ROBOT.state_channels, 0.0), stamp_ns)
 
 
