@@ -114,7 +114,7 @@ def test_a_chunk_computed_for_an_old_instruction_is_never_published(make_node: C
     def observe() -> None:
         now_ns = node.get_clock().now().nanoseconds
         for view in ROBOT.views:
-            node._buffer.add_image(view, now_ns, lambda: np.full((6, 8, 3), 99, np.uint8))
+            node._buffer.add_image(view, now_ns, noisy_picture)
         node._buffer.add_state(dict.fromkeys(ROBOT.state_channels, 0.0), now_ns)
 
     def observe_until(condition: Callable[[], object]) -> None:
@@ -143,17 +143,22 @@ def test_withdrawing_the_instruction_forgets_what_was_seen(make_node: Callable, 
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
     now_ns = node.get_clock().now().nanoseconds
     for view in ROBOT.views:
-        node._buffer.add_image(view, now_ns, lambda: np.full((6, 8, 3), 99, np.uint8))
+        node._buffer.add_image(view, now_ns, noisy_picture)
     node._buffer.add_state(dict.fromkeys(ROBOT.state_channels, 0.0), now_ns)
     assert isinstance(node._buffer.observe(now_ns, "go"), Observation)
     node._on_instruction(String(data=""))
     assert "no image received" in node._buffer.observe(now_ns, "go")
 
 
+def noisy_picture() -> np.ndarray:
+    """As a camera sends them: of the robot's shape, not black, never twice the same."""
+    return np.random.default_rng().integers(1, 256, (6, 8, 3), np.uint8)
+
+
 def sees(node: PolicyNode, stamp_ns: int) -> None:
     """One set of pictures and a state."""
     for view in ROBOT.views:
-        node._buffer.add_image(view, stamp_ns, lambda: np.full((6, 8, 3), 99, np.uint8))
+        node._buffer.add_image(view, stamp_ns, noisy_picture)
     node._buffer.add_state(dict.fromkeys(ROBOT.state_channels, 0.0), stamp_ns)
 
 

@@ -50,7 +50,7 @@ def see(node: PolicyNode) -> None:
     """A complete observation of now."""
     now_ns = node.get_clock().now().nanoseconds
     for view in ROBOT.views:
-        node._buffer.add_image(view, now_ns, lambda: np.zeros((4, 4, 3), np.uint8))
+        node._buffer.add_image(view, now_ns, lambda: np.random.default_rng().integers(1, 256, (6, 8, 3), np.uint8))
     node._buffer.add_state(dict.fromkeys(ROBOT.state_channels, 0.25), now_ns)
 
 
