@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import Any
@@ -136,22 +136,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"of": belongs_to, "cells": {name: summary(rows) for name, rows in kept.items()}}
 
 
+PANELS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "success": lambda cell: str(Rate(cell["success"]["successes"], cell["success"]["trials"])),
+    "jerk, mean / max": lambda cell: f"{cell['jerk_mean']:.0f} / {cell['jerk_max']:.0f}",
+    "jump, mean / max": lambda cell: f"{cell['jump_mean']:.3f} / {cell['jump_max']:.3f}",
+    "idle": lambda cell: f"{cell['idle']:.1%}",
+}
+
+
 def markdown(report: dict[str, Any], delays: Sequence[float]) -> str:
-    """The table as in docs/runtime.md."""
-    lines = [
-        "| strategy | delay (ms) | success | mean jerk | max jerk | jump | idle |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for strategy in STRATEGIES:
-        for delay in delays:
-            cell = report["cells"].get(f"{strategy} {delay:g}")
-            if cell is None:
-                continue
-            rate = Rate(cell["success"]["successes"], cell["success"]["trials"])
-            lines.append(
-                f"| `{strategy}` | {delay:g} | {rate} | {cell['jerk_mean']:.0f} | {cell['jerk_max']:.0f} "
-                f"| {cell['jump_mean']:.4f} | {cell['idle']:.1%} |"
-            )
+    """The tables of docs/runtime.md: one per measure, a row per strategy, a column per delay."""
+    lines = []
+    for title, text in PANELS.items():
+        lines += [
+            f"| {title} | " + " | ".join(f"{delay:g} ms" for delay in delays) + " |",
+            "|---" * (len(delays) + 1) + "|",
+        ]
+        for strategy in STRATEGIES:
+            found = [report["cells"].get(f"{strategy} {delay:g}") for delay in delays]
+            if any(found):
+                row = " | ".join("–" if cell is None else text(cell) for cell in found)
+                lines.append(f"| `{strategy}` | {row} |")
+        lines.append("")
     return "\n".join(lines)
 
 
