@@ -1,4 +1,4 @@
-"""``ros2 launch qwen_vla_ros robot.launch.py embodiment:=/path/to.yaml``: any robot; ``--show-args`` lists the arguments."""
+"""``ros2 launch qwen_vla_ros robot.launch.py embodiment:=FILE.yaml``: any robot; ``--show-args`` lists the rest."""
 
 from launch import LaunchDescription
 

@@ -1,4 +1,4 @@
-"""``qwen-vla embodiment show|check|schema``: read a robot's YAML as the project reads it."""
+"""``qwen-vla embodiment show|check|new|dry-run|schema``: read, write and try a robot's YAML as the project does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from qwen_vla_core.commands.embodiment_jobs import new
 from qwen_vla_core.embodiment import EmbodimentError, diagnose, load_embodiment
 from qwen_vla_core.embodiment.load import resolve_embodiment
 from qwen_vla_core.embodiment.report import describe_embodiment, embodiment_text
@@ -17,7 +18,7 @@ from qwen_vla_core.files import atomic_write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the three actions."""
+    """Adds every action."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="print prompt, channel table, maps, limits, topics and safety")
     show.add_argument("file", help="embodiment YAML, or a shipped name such as 'aloha'")
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser("check", help="validate; exit 0 when every file is good, 2 otherwise")
     check.add_argument("files", nargs="+", metavar="file", help="embodiment YAMLs or shipped names")
     check.add_argument("--json", action="store_true", help="print JSON")
+    new.add_arguments(actions.add_parser("new", help="draft a commented YAML from a URDF and the running graph"))
     schema = actions.add_parser("schema", help="print the JSON Schema for editors")
     schema.add_argument("--output", metavar="FILE", help="write there instead of printing")
     schema.add_argument("--markdown", action="store_true", help="the key tables of docs/embodiment.md instead")
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the chosen action."""
-    return {"show": _show, "check": _check, "schema": _schema}[args.action](args)
+    return {"show": _show, "check": _check, "new": new.run, "schema": _schema}[args.action](args)
 
 
 def _show(args: argparse.Namespace) -> int:

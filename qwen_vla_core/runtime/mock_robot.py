@@ -175,7 +175,7 @@ def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def pattern_background(width: int, height: int) -> np.ndarray:
-    """(height, 2·width, 3) uint8 colour bars, repeated after ``width`` columns: the background of ``moving_pattern``."""
+    """(height, 2·width, 3) uint8 colour bars, repeated after ``width`` columns: background of ``moving_pattern``."""
     column = np.arange(width)
     bars = np.array(
         [[230, 230, 230], [220, 220, 40], [40, 200, 220], [40, 190, 60], [200, 60, 200], [210, 50, 40], [40, 70, 210]],
