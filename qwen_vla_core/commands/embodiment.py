@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from qwen_vla_core.commands.embodiment_jobs import new
+from qwen_vla_core.commands.embodiment_jobs import live, new
 from qwen_vla_core.embodiment import EmbodimentError, diagnose, load_embodiment
 from qwen_vla_core.embodiment.load import resolve_embodiment
 from qwen_vla_core.embodiment.report import describe_embodiment, embodiment_text
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser("check", help="validate; exit 0 when every file is good, 2 otherwise")
     check.add_argument("files", nargs="+", metavar="file", help="embodiment YAMLs or shipped names")
     check.add_argument("--json", action="store_true", help="print JSON")
+    live.add_arguments(check)
     new.add_arguments(actions.add_parser("new", help="draft a commented YAML from a URDF and the running graph"))
     schema = actions.add_parser("schema", help="print the JSON Schema for editors")
     schema.add_argument("--output", metavar="FILE", help="write there instead of printing")
@@ -49,6 +50,8 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    if args.live:
+        return live.run(args, _check_one)
     results = [_check_one(name) for name in args.files]
     if args.json:
         print(json.dumps(results, indent=2, ensure_ascii=False))

@@ -305,7 +305,7 @@ def _value(value: float) -> str:
 
 
 def _plain(value: float) -> str:
-    return f"{round(value, 6):g}" if abs(value) < 1e6 else repr(value)
+    return f"{value:.10g}"  # a limit must not be rounded to beyond what the driver allows
 
 
 def _identifier(name: str) -> str:
