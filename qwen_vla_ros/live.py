@@ -55,6 +55,7 @@ from qwen_vla_ros.node_utils import CAMERA_QOS, COMMAND_QOS, STATE_QOS
 from qwen_vla_ros.observation import BLACK_LEVEL, BLACK_SHARE
 
 DISCOVERY_S = 5.0  # how long to wait for what the YAML names; a graph on one machine is known in a fraction of it
+QUIET_S = 1.5  # a graph that has not grown for so long is complete
 ASK_S = 1.5  # a controller has this long to say which joints it moves
 LOOK_S = 0.3  # pictures are decoded this often: looking at each would make this listener the slow one
 UNKNOWN, UNNAMED = "NODE_NAME_UNKNOWN", "an unnamed node"  # heard of the endpoint, not (yet) of its node
@@ -97,6 +98,16 @@ class Listener:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not until():
             self.executor.spin_once(timeout_sec=0.02)
+
+    def settle(self) -> None:
+        """Spins until the graph has not grown for a while, at most ``DISCOVERY_S``; two topics are this node's own."""
+        known: dict[str, tuple[str, ...]] = {}
+        end = time.monotonic() + DISCOVERY_S
+        quiet_since = time.monotonic()
+        while time.monotonic() < end and (len(known) < 3 or time.monotonic() - quiet_since < QUIET_S):
+            self.spin(0.1)
+            if self.topics() != known:
+                known, quiet_since = self.topics(), time.monotonic()
 
     def now_ns(self) -> int:
         """ROS time."""
@@ -308,7 +319,7 @@ def graph_topics(seconds: float = 3.0, namespace: str = "") -> tuple[GraphTopic,
         UserError: nothing runs.
     """
     with listening(namespace) as listener:
-        listener.spin(min(1.0, seconds))
+        listener.settle()
         names: dict[str, tuple[str, ...]] = {}
         sizes: dict[str, tuple[int, int]] = {}
         graph = {n: types for n, types in listener.topics().items() if n not in ("/rosout", "/parameter_events")}

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from qwen_vla_core.commands.embodiment_jobs import live, new
+from qwen_vla_core.commands.embodiment_jobs import dry_run, live, new
 from qwen_vla_core.embodiment import EmbodimentError, diagnose, load_embodiment
 from qwen_vla_core.embodiment.load import resolve_embodiment
 from qwen_vla_core.embodiment.report import describe_embodiment, embodiment_text
@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--json", action="store_true", help="print JSON")
     live.add_arguments(check)
     new.add_arguments(actions.add_parser("new", help="draft a commented YAML from a URDF and the running graph"))
+    text = "play a still and a small moving plan through the control loop and its limits; draw it"
+    dry_run.add_arguments(actions.add_parser("dry-run", help=text, description=text))
     schema = actions.add_parser("schema", help="print the JSON Schema for editors")
     schema.add_argument("--output", metavar="FILE", help="write there instead of printing")
     schema.add_argument("--markdown", action="store_true", help="the key tables of docs/embodiment.md instead")
@@ -36,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the chosen action."""
-    return {"show": _show, "check": _check, "new": new.run, "schema": _schema}[args.action](args)
+    jobs = {"show": _show, "check": _check, "new": new.run, "dry-run": dry_run.run, "schema": _schema}
+    return jobs[args.action](args)
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qwen_vla_core.actions.rotations import to_quaternion
+from qwen_vla_core.actions.rotations import join_pose, to_quaternion
 from qwen_vla_core.embodiment.spec import DELTA_KINDS, ActionGroup, Embodiment, StateGroup
 
 SERVO_TIMEOUT_S = 0.25  # a velocity or displacement not commanded afresh for this long stops, as drivers do [X]
@@ -50,8 +50,11 @@ class MockRobot:
                     self.values[channel] = float(state.map.to_channel(1.0))
         for group in self.embodiment.actions:
             limits = group.limits
-            start = group.start or [min(max(0.0, low), up) for low, up in zip(limits.lower, limits.upper, strict=True)]
-            for channel, value in zip(group.channels, start, strict=True):
+            start = np.array(group.start or np.zeros(len(group.channels)))
+            if group.kind == "eef_pose" and not group.start:  # zeros are no rotation
+                start = join_pose(np.zeros(3), np.array([0.0, 0.0, 0.0, 1.0]), group.unit)
+            start = np.clip(start, limits.lower, limits.upper)
+            for channel, value in zip(group.channels, start.tolist(), strict=True):
                 if channel in self.values and group.kind not in DELTA_KINDS and group.kind != "base_twist":
                     self.values[channel] = float(value)
 

@@ -218,7 +218,7 @@ def test_the_mock_passes_and_a_wrong_yaml_does_not(
     findings = check_live(robot, seconds=1.5)
     assert [finding for finding in findings if finding.level == "error"] == []
     assert any("160x120 rgb8" in finding.message for finding in findings)
-    monkeypatch.setattr(live, "DISCOVERY_S", 1.0)
+    monkeypatch.setattr(live, "DISCOVERY_S", 3.0)
     wrong = mock.with_name("wrong.yaml")
     wrong.write_text(robot.source_text.replace("/target_pose", "/target_poes").replace("160, 120", "160, 90"))
     assert main(["embodiment", "check", str(wrong), "--live", "--seconds", "1", "--json"]) == 2
@@ -229,7 +229,7 @@ def test_the_mock_passes_and_a_wrong_yaml_does_not(
 
 
 def test_a_controller_is_asked_for_its_joints_and_its_qos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "DISCOVERY_S", 1.0)
+    monkeypatch.setattr(live, "DISCOVERY_S", 3.0)
     context = rclpy.Context()
     rclpy.init(context=context)
     node = rclpy.create_node("arm_controller", context=context)
