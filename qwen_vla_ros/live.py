@@ -241,8 +241,8 @@ def picture_of(msg: Image | CompressedImage) -> Picture:
     try:
         pixels = image_to_rgb(msg) if isinstance(msg, Image) else compressed_to_rgb(msg)
     except (ValueError, UserError) as error:
-        size = (msg.width, msg.height) if isinstance(msg, Image) else (0, 0)
-        return Picture(encoding, *size, problem=str(error))
+        width, height = (msg.width, msg.height) if isinstance(msg, Image) else (0, 0)
+        return Picture(encoding, width, height, problem=str(error))
     dark = np.count_nonzero(pixels[::4, ::4] > BLACK_LEVEL) <= BLACK_SHARE * pixels[::4, ::4].size
     return Picture(encoding, pixels.shape[1], pixels.shape[0], bool(dark))
 

@@ -101,8 +101,10 @@ def rehearse(robot: Embodiment, scale: float = 1.0) -> Rehearsal:
         now_ns = START_NS + t_ns
         loop.update_state(mock.values, now_ns)
         if t_ns >= next_chunk_ns:
-            due_s = t_ns * 1e-9 + robot.period_s * np.arange(1, robot.control.horizon + 1)
-            loop.feed(ActionChunk(plan(due_s), robot.channels, now_ns, robot.period_s), now_ns)
+            # Observed one period ago: a chunk is played from its first action on, which is due one period after that.
+            stamp_ns = max(now_ns - round(robot.period_s * 1e9), START_NS)
+            due_s = (stamp_ns - START_NS) * 1e-9 + robot.period_s * np.arange(1, robot.control.horizon + 1)
+            loop.feed(ActionChunk(plan(due_s), robot.channels, stamp_ns, robot.period_s), now_ns)
             next_chunk_ns = t_ns + replan_ns
         before = Counter(loop.limiter.interventions)
         output = loop.tick(now_ns)

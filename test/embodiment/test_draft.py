@@ -14,7 +14,7 @@ from qwen_vla_core.embodiment.urdf import parse_urdf, read_urdf
 from qwen_vla_core.errors import UserError
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "reach7.urdf"
-ARM = ("shoulder_pan", "shoulder_lift", "upper_arm_roll", "elbow_flex", "forearm_roll", "wrist_flex", "wrist_roll")
+ARM = ("shoulder_pan", "shoulder_lift", "upper_arm_roll", "elbow_flex", "lower_arm_roll", "wrist_flex", "wrist_roll")
 STATES = GraphTopic("/joint_states", ("sensor_msgs/msg/JointState",), published=True, joints=("jaw", *ARM))
 CAMERA = GraphTopic("/front/color/image_raw", ("sensor_msgs/msg/Image",), published=True, size=(1280, 720))
 ARM_COMMAND = GraphTopic("/arm/joint_trajectory", ("trajectory_msgs/msg/JointTrajectory",), subscribed=True)
