@@ -275,6 +275,11 @@ def check_live(
         _ask_joints(listener, [seen[topic] for topic in outputs])
         probes = _probes(listener, robot, seen)
         listener.spin(seconds)
+        for topic, evidence in seen.items():  # by now also those are named that were only just found at the beginning
+            later = _see(listener, resolve(topic), topic, robot)
+            told = {endpoint.node: endpoint.joints for endpoint in evidence.subscribers}
+            evidence.publishers = later.publishers or evidence.publishers
+            evidence.subscribers = tuple(replace(e, joints=told.get(e.node, ())) for e in later.subscribers)
         clock = bool(listener.publishers("/clock"))
         del probes
         return judge(robot, Evidence(graph, seen, seconds, clock, use_sim_time))

@@ -91,23 +91,27 @@ def diagnose(text: str, source: str = "<string>") -> tuple[Embodiment, list[Embo
 
 def _refuse_unfilled(root: yaml.Node, source: str) -> None:
     """A draft's placeholder would be a fine topic name: it is refused by name, with every line that has one."""
-    places = list(_unfilled(root, ""))
+    places = list(_unfilled(root, "", set()))
     if places:
-        (line, key), others = places[0], sorted({str(line): None for line, _ in places[1:]}, key=int)
-        more = f" (and on line{'s' * (len(others) > 1)} {', '.join(others)})" if others else ""
+        (line, key), others = places[0], sorted({line for line, _ in places[1:]})
+        more = f" (and on line{'s' * (len(others) > 1)} {', '.join(map(str, others))})" if others else ""
         problem = f"still says {PLACEHOLDER}{more}"
         raise EmbodimentError(
             source, line, key, problem, "write your robot's own value; the comment beside it says what"
         )
 
 
-def _unfilled(node: yaml.Node, path: str) -> Iterator[tuple[int, str]]:
+def _unfilled(node: yaml.Node, path: str, seen: set[int]) -> Iterator[tuple[int, str]]:
+    """(line, key) of every placeholder; a node that aliases share, or that holds itself, is looked at once."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.ScalarNode):
         if node.value == PLACEHOLDER:
             yield line_of(node), path
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _unfilled(item, f"{path}[{index}]")
+            yield from _unfilled(item, f"{path}[{index}]", seen)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            yield from _unfilled(value, f"{path}.{key.value}" if path else str(key.value))
+            yield from _unfilled(value, f"{path}.{key.value}" if path else str(key.value), seen)
