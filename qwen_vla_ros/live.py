@@ -54,8 +54,8 @@ from qwen_vla_ros.messages import (
 from qwen_vla_ros.node_utils import CAMERA_QOS, COMMAND_QOS, STATE_QOS
 from qwen_vla_ros.observation import BLACK_LEVEL, BLACK_SHARE
 
-DISCOVERY_S = 5.0  # how long to wait for what the YAML names; a graph on one machine is known in a fraction of it
-QUIET_S = 1.5  # a graph that has not grown for so long is complete
+DISCOVERY_S = 8.0  # how long to wait for what the YAML names; a graph on one machine is known in a fraction of it
+QUIET_S = 3.5  # a graph that has not grown for so long is complete: who was missed announces itself every 3 s
 ASK_S = 1.5  # a controller has this long to say which joints it moves
 LOOK_S = 0.3  # pictures are decoded this often: looking at each would make this listener the slow one
 UNKNOWN, UNNAMED = "NODE_NAME_UNKNOWN", "an unnamed node"  # heard of the endpoint, not (yet) of its node
@@ -192,7 +192,9 @@ def stamp_of(data: bytes) -> int:
 
 
 class _Probe:
-    """Hears one topic, and writes into its evidence."""
+    """Hears one topic, and writes into its evidence; looks into a message every ``look_s`` seconds."""
+
+    look_s = 0.0
 
     def __init__(self, listener: Listener, evidence: TopicEvidence, message_type: type) -> None:
         self._listener, self._evidence, self._type = listener, evidence, message_type
@@ -207,7 +209,7 @@ class _Probe:
         number = info.get("publication_sequence_number")
         self._losses.heard(evidence.name, evidence.name, number, lambda: len(evidence.publishers) == 1)
         evidence.lost = self._losses.lost.total()
-        if time.monotonic() - self._looked >= LOOK_S:
+        if time.monotonic() - self._looked >= self.look_s:
             self._looked = time.monotonic()
             self.look(deserialize_message(data, self._type))
 
@@ -217,6 +219,8 @@ class _Probe:
 
 
 class _CameraProbe(_Probe):
+    look_s = LOOK_S
+
     def look(self, msg: Any) -> None:
         self._evidence.pictures.append(picture_of(msg))
 
@@ -230,8 +234,9 @@ class _StateProbe(_Probe):
 
     def look(self, msg: Any) -> None:
         if isinstance(msg, JointState):
-            self._evidence.names = tuple(msg.name)
-            self._evidence.short = tuple(msg.name[len(msg.position) :])
+            # Arm and gripper may be published apart, by turns on one topic.
+            self._evidence.names = tuple(dict.fromkeys([*self._evidence.names, *msg.name]))
+            self._evidence.short = tuple(dict.fromkeys([*self._evidence.short, *msg.name[len(msg.position) :]]))
         self._evidence.values.update(state_from_message(self._groups, msg))
 
 

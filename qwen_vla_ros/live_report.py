@@ -67,8 +67,8 @@ class TopicEvidence:
     Attributes:
         arrivals_ns, stamps_ns: one per message heard.
         lost: messages that were published meanwhile but never arrived, by the publisher's own numbers.
-        names: joint names of the last JointState; values: its channels (or the odometry's) in channel units.
-        short: names in the JointState that had no position.
+        names: joint names of the JointStates heard; values: their channels (or the odometry's) in channel units.
+        short: names in a JointState that had no position.
     """
 
     name: str

@@ -211,6 +211,19 @@ def test_losses_are_counted_by_the_publishers_own_numbers() -> None:
     assert evidence.lost == 2 and len(evidence.arrivals_ns) == 4 and evidence.pictures == [Picture("rgb8", 4, 4)]
 
 
+def test_arm_and_gripper_may_be_published_apart_on_one_topic() -> None:
+    listener = SimpleNamespace(
+        node=SimpleNamespace(create_subscription=lambda *_args, **_options: None), now_ns=lambda: NOW
+    )
+    evidence = TopicEvidence(LEFT_STATE, (Endpoint("/driver", JOINTS),))
+    groups = [group for group in ALOHA.state if group.topic == LEFT_STATE]
+    probe = live._StateProbe(listener, evidence, JointState, groups)  # type: ignore[arg-type]
+    for names, positions in ((list(FIELDS), [0.1] * 6), (["left_finger", "spare"], [0.05])):
+        probe._on_message(serialize_message(JointState(name=names, position=positions)), {})
+    assert evidence.names == (*NAMES, "spare") and evidence.short == ("spare",)
+    assert set(evidence.values) == {channel for group in groups for channel in group.channels}
+
+
 def test_the_mock_passes_and_a_wrong_yaml_does_not(
     mock: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +231,7 @@ def test_the_mock_passes_and_a_wrong_yaml_does_not(
     findings = check_live(robot, seconds=1.5)
     assert [finding for finding in findings if finding.level == "error"] == []
     assert any("160x120 rgb8" in finding.message for finding in findings)
-    monkeypatch.setattr(live, "DISCOVERY_S", 3.0)
+    monkeypatch.setattr(live, "DISCOVERY_S", 4.0)
     wrong = mock.with_name("wrong.yaml")
     wrong.write_text(robot.source_text.replace("/target_pose", "/target_poes").replace("160, 120", "160, 90"))
     assert main(["embodiment", "check", str(wrong), "--live", "--seconds", "1", "--json"]) == 2
@@ -229,7 +242,7 @@ def test_the_mock_passes_and_a_wrong_yaml_does_not(
 
 
 def test_a_controller_is_asked_for_its_joints_and_its_qos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "DISCOVERY_S", 3.0)
+    monkeypatch.setattr(live, "DISCOVERY_S", 4.0)
     context = rclpy.Context()
     rclpy.init(context=context)
     node = rclpy.create_node("arm_controller", context=context)
