@@ -43,7 +43,7 @@ class MockRobot:
         self._rest()
 
     def _rest(self) -> None:
-        """Where it begins: the start pose where there is one, else 0 (or the limit next to it)."""
+        """Where it begins: the start pose where there is one, the middle of its box, else 0 or the nearest limit."""
         for state in self.embodiment.state:
             for channel, field in zip(state.channels, state.fields, strict=True):
                 if state.source == "pose" and field == "qw":
@@ -57,6 +57,9 @@ class MockRobot:
             for channel, value in zip(group.channels, start.tolist(), strict=True):
                 if channel in self.values and group.kind not in DELTA_KINDS and group.kind != "base_twist":
                     self.values[channel] = float(value)
+        for box in self.embodiment.safety.workspace:  # a measured hand begins where it may be
+            for channel, low, high in zip(box.position, box.lower, box.upper, strict=False):
+                self.values[channel] = 0.5 * (low + high)
 
     def command(self, name: str, values: np.ndarray) -> None:
         """Takes a command of the group ``name``: (n,) in channel units.
