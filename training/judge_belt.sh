@@ -14,5 +14,6 @@ judge() { # name of the result, task, further flags
 
 judge belt belt --language               # 5 of 8 actions of each chunk, the world waits for the policy
 judge belt_execute_2 belt --execute-steps 2
+judge belt_late_100_ms belt --latency-ms 100   # the world goes on, through the robot's own control law
 judge place place
 .venv/bin/python training/results.py "$out"
