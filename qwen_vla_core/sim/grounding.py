@@ -65,6 +65,8 @@ def questions(
     for place in scene.places:
         pairs += _about_place(scene, place, grid)
     pairs += _about_table(scene)
+    if scene.belt:
+        pairs.append(("which way does the belt move?", scene.belt))
     for gripper in scene.grippers:
         pairs += _about_gripper(scene, gripper.arm, grid)
     order = rng.permutation(len(pairs))
@@ -83,8 +85,9 @@ def intention(scene: SceneState, *, grid: Grid | None = None) -> str:
     """What the instruction means here: the arm that is to act, and where the named cube is, if the ego view shows it.
 
     Where there is only one arm, nothing is said of it, a cube that is not shown is ``held`` or ``hidden``, and the
-    place it is to be put on follows. As the first answer after a policy prompt it makes the end of the prompt know the
-    target, which is what the action decoder reads. Without it a tiny policy reaches for any cube [O].
+    place it is to be put on follows, or the side that a belt runs to. As the first answer after a policy prompt it
+    makes the end of the prompt know the target, which is what the action decoder reads. Without it a tiny policy
+    reaches for any cube [O].
     """
     target, grid = scene.cube(scene.target), grid or Grid()
     shown = target is not None and EGO in target.visible
@@ -94,6 +97,7 @@ def intention(scene: SceneState, *, grid: Grid | None = None) -> str:
     elif scene.arm == ONLY_ARM:
         words.append("held" if target is not None and target.held_by else "hidden")
     words += [f"{place.name} {grid.name(place.pixels[EGO])}" for place in scene.places if EGO in place.visible]
+    words += [f"belt {scene.belt}"] if scene.belt else []
     return " ".join(words)
 
 

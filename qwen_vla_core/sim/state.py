@@ -64,7 +64,7 @@ class PlaceState:
 
 @dataclass(frozen=True)
 class SceneState:
-    """The whole table, and what was asked for."""
+    """The whole table, what was asked for, and the side of the ego view that a belt runs to (None: there is none)."""
 
     task: str
     target: str
@@ -72,6 +72,7 @@ class SceneState:
     cubes: tuple[CubeState, ...]
     grippers: tuple[GripperState, ...]
     places: tuple[PlaceState, ...] = ()
+    belt: str | None = None
 
     def cube(self, colour: str) -> CubeState | None:
         """The cube of that colour, or None when it is not on the table."""
@@ -90,13 +91,16 @@ class SceneState:
             replace(place, visible=tuple(view for view in place.visible if view in views)) for place in self.places
         )
         grippers = self.grippers if EGO in views else ()
-        return replace(self, cubes=cubes, grippers=grippers, places=places)
+        belt = self.belt if EGO in views else None
+        return replace(self, cubes=cubes, grippers=grippers, places=places, belt=belt)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; ``from_dict`` restores it."""
         value = asdict(self)
         if not self.places:
             del value["places"]
+        if self.belt is None:
+            del value["belt"]
         return value
 
     @classmethod
@@ -136,7 +140,7 @@ class SceneState:
             )
             for place in value.get("places", ())
         )
-        return cls(value["task"], value["target"], value["arm"], cubes, grippers, places)
+        return cls(value["task"], value["target"], value["arm"], cubes, grippers, places, value.get("belt"))
 
 
 def project(point: np.ndarray, eye: np.ndarray, axes: np.ndarray, fovy_deg: float) -> Pixel | None:

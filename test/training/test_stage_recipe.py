@@ -27,7 +27,7 @@ def written(tmp_path: Path, text: str = TEXT) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", [*STAGES, "../belt_first", "../belt_second", "../belt"])
 def test_shipped_recipes_can_be_read(name: str) -> None:
     recipe = load_stage(RECIPES / f"{name}.yaml")
     assert recipe.path(recipe.mixture).is_file()

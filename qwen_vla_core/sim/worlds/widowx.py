@@ -8,6 +8,7 @@ inverse kinematics with limits that follows it, as MoveIt Servo does on the real
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -16,10 +17,13 @@ from scipy.spatial.transform import Rotation
 from qwen_vla_core.sim.domain import DomainConfig
 from qwen_vla_core.sim.ik import solve_ik
 from qwen_vla_core.sim.randomize import COLOURS, CubeLayout, RandomizationConfig, choose_colours, lay_out, spread
-from qwen_vla_core.sim.state import ONLY_ARM, PlaceState
+from qwen_vla_core.sim.state import EGO, ONLY_ARM, PlaceState, SceneState
 from qwen_vla_core.sim.tasks import PLATE_AND_BELT
 from qwen_vla_core.sim.worlds.objects import CLUTTER_GAP, PARKING_Z
 from qwen_vla_core.sim.worlds.tabletop import LIFTED, TabletopWorld, Touching
+from qwen_vla_core.sim.worlds.widowx_belt import END, HIDDEN_Z, KEEP_CLEAR, Belt
+from qwen_vla_core.sim.worlds.widowx_belt import SPEED as BELT_SPEED
+from qwen_vla_core.sim.worlds.widowx_belt import TOP as BELT_TOP
 from qwen_vla_core.sim.worlds.widowx_scene import CAMERAS, build_model
 
 ARM = ONLY_ARM
@@ -36,12 +40,6 @@ LOST = (0.003, 0.03)  # a pose that is missed by more (metres, radians) cannot b
 AREA = (0.16, 0.38, -0.23, 0.23)  # where things lie: least and largest x, least and largest y, metres
 PLATE_RADIUS, PLATE_TOP = 0.065, 0.006
 ON_PLATE = (0.05, 0.006)  # largest horizontal distance of a cube's centre, and of its height from lying flat, metres
-BELT_SPEED = 0.2  # m/s
-BELT_X = (0.22, 0.30)
-BELT_TOP = 0.012
-BELT_START, BELT_GAP = (0.20, 0.26), 0.14  # |y| of the first cube, distance of the second behind it
-BELT_WAY = 0.12  # metres beside the belt's middle that stay free of clutter
-HIDDEN_Z = -3.0
 
 
 class WidowXWorld(TabletopWorld):
@@ -73,6 +71,7 @@ class WidowXWorld(TabletopWorld):
         randomize: RandomizationConfig | None = None,
         domain: DomainConfig | None = None,
         policy_hz: float | None = None,
+        belt_speed: float = BELT_SPEED,
     ) -> None:
         """Builds the scene; call ``reset`` before anything else.
 
@@ -81,6 +80,10 @@ class WidowXWorld(TabletopWorld):
             randomize: see there.
             domain: see there.
             policy_hz: actions per second, where they shall not be 5; a divisor of 50.
+            belt_speed: m/s, in the task ``belt``.
+
+        Raises:
+            UserError: the belt would be too fast for the arm, or stand still.
         """
         model = build_model(materials=domain is not None)
         super().__init__(
@@ -90,27 +93,21 @@ class WidowXWorld(TabletopWorld):
             self.decision_s = 1.0 / policy_hz
         self.tool = model.site("tool").id
         self._dofs = np.arange(len(JOINTS))  # the arm comes first in qpos and qvel
-        self._plate, self._belt = model.body("plate").id, model.body("belt").id
+        self._plate, self.belt = model.body("plate").id, Belt(model, belt_speed)
         self._plate_geoms = [model.geom(name).id for name in ("plate", "plate_well")]
-        self._belt_joint = model.joint("belt")
         self._scratch = mujoco.MjData(model)
         self._home = self._inverse(np.array(START_POSITION), DOWN, START_NEAR, iterations=200)
 
     # --- life of an episode -----------------------------------------------------------------------------------------
 
     def _sample(self, rng: np.random.Generator, task: str) -> list[CubeLayout]:
-        """Two or three cubes anywhere before the arm, or two in a row on the belt."""
+        """Two or three cubes anywhere before the arm, or in a row on the belt."""
         config = self.randomize
-        if task != "belt":
-            colours = choose_colours(config, rng, 2, 3)
-            taken = [(*self._plate_place(), PLATE_RADIUS + 0.05)]
-            return lay_out(config, rng, colours, spread(config, rng, len(colours), AREA, taken))
-        colours = choose_colours(config, rng, 2, 2)
-        x, first, side = sum(BELT_X) / 2, sum(BELT_START) / 2, 1.0
-        if config.cubes:
-            x, first, side = rng.uniform(*BELT_X), rng.uniform(*BELT_START), float(rng.choice([-1.0, 1.0]))
-        row = [np.array([x, side * (first + i * BELT_GAP)]) for i in range(len(colours))]
-        return lay_out(config, rng, colours, row)
+        if task == "belt":
+            return Belt.sample(config, rng, Belt.choose_course(config, self.seed))
+        colours = choose_colours(config, rng, 2, 3)
+        taken = [(*self._plate_place(), PLATE_RADIUS + 0.05)]
+        return lay_out(config, rng, colours, spread(config, rng, len(colours), AREA, taken))
 
     def _place(self, cubes: Sequence[CubeLayout], rng: np.random.Generator) -> None:
         """The arm above the table with an open gripper; plate or belt; clutter."""
@@ -124,25 +121,23 @@ class WidowXWorld(TabletopWorld):
         moving = self.task.name == "belt"
         self._put_cubes(cubes, BELT_TOP if moving else 0.0)
         self.model.body_pos[self._plate] = (0, 0, HIDDEN_Z) if moving else (*self._plate_place(), 0)
-        self.model.body_pos[self._belt] = (cubes[0].xy[0], 0, 0) if moving else (0, 0, HIDDEN_Z)
         if self.randomize.table:
             self.model.geom_rgba[self._plate_geoms[0], :3] = rng.uniform(0.75, 1.0) * rng.uniform(0.9, 1.0, 3)
-        self.belt_velocity = np.zeros(3)
         if moving:
-            self.belt_velocity[1] = -BELT_SPEED * np.sign(cubes[0].xy[1])
-            self.data.qvel[self._belt_joint.dofadr[0]] = self.belt_velocity[1]
-            for cube in cubes:
-                at = self.model.joint(f"cube_{cube.colour}").dofadr[0]
-                self.data.qvel[at : at + 3] = self.belt_velocity
+            look = np.random.default_rng([self.seed, 9]) if self.randomize.table else None
+            course = Belt.choose_course(self.randomize, self.seed)
+            self.belt.start(self.model, self.data, course, [cube.colour for cube in cubes], look)
+        else:
+            self.belt.hide(self.model, self.data)
         if self.domain is not None:
             taken = [(*cube.xy, CLUTTER_GAP) for cube in cubes]
             if moving:  # nothing on the belt's way
-                taken += [(cubes[0].xy[0], y, BELT_WAY) for y in np.arange(-0.4, 0.41, 0.05)]
+                taken += [(self.belt.course[0], y, KEEP_CLEAR) for y in np.arange(-END, END + 0.01, 0.05)]
             else:
                 taken.append((*self._plate_place(), PLATE_RADIUS + 0.05))
             self._clutter(self.domain, AREA, taken)
         self._moved: str | None = None
-        self._named_lifted = False
+        self._named_lifted = self._named_lost = False
 
     def _plate_place(self) -> tuple[float, float]:
         """(x, y) of this seed's plate, metres."""
@@ -155,6 +150,7 @@ class WidowXWorld(TabletopWorld):
 
     def _control(self, action: np.ndarray) -> None:
         """Adds one control step's share of the change to the target pose and follows it with the joints."""
+        self.belt.advance(self.data)
         dt = 1.0 / self.control_hz
         share = dt / self.decision_s
         move = _shorten(action[:3] * share, SPEED * dt)
@@ -180,7 +176,7 @@ class WidowXWorld(TabletopWorld):
 
     def _set_motors(self, opening: float) -> None:
         finger = FINGER_RANGE[0] + min(max(opening, 0.0), 1.0) * (FINGER_RANGE[1] - FINGER_RANGE[0])
-        self.data.ctrl[:] = (*self._joints, finger, -finger)
+        self.data.ctrl[: len(JOINTS) + 2] = (*self._joints, finger, -finger)  # the belt's motor comes after them
 
     def _inverse(self, position: np.ndarray, rotation: np.ndarray, near: np.ndarray, iterations: int) -> np.ndarray:
         return solve_ik(
@@ -211,12 +207,12 @@ class WidowXWorld(TabletopWorld):
 
     def _done(self, touching: Touching) -> bool:
         """place: the named cube lies on the plate and the hand has let go. belt: it is ≥ 5 cm above the belt and a
-        finger touches it.
+        finger touches it, and it had never left the belt by itself.
         """
         colour = self.task.colour
         if self.task.name == "belt":
             up = self.cube_position(colour)[2] >= BELT_TOP + self._half(colour) + LIFTED
-            return bool(up and touching[ARM, colour])
+            return bool(up and touching[ARM, colour] and not self._named_lost)
         return self.on_plate(colour) and not touching[ARM, colour]
 
     def _judge(self) -> None:
@@ -225,14 +221,22 @@ class WidowXWorld(TabletopWorld):
         if lifted is not None:
             self._moved = lifted
             self._named_lifted |= lifted == self.task.colour
+        if self.task.name == "belt" and not self._named_lost:
+            colour = self.task.colour
+            gone = self.belt.has_left(self.cube_position(colour), self._half(colour))
+            self._named_lost = gone and not self.touching()[ARM, colour]
+
+    def ended(self) -> bool:
+        """Success, or the named cube is lost: it has gone over the belt's end or fallen off."""
+        return self._named_lost or self.success()
 
     def chosen(self) -> str | None:
         """The cube that was last lifted in this episode, also after it has been put down."""
         return self._moved
 
     def metrics(self) -> dict[str, float]:
-        """Whether the named cube was ever lifted: a grasp without a placement."""
-        return {"named_cube_lifted": float(self._named_lifted)}
+        """Whether the named cube was ever lifted (a grasp without a placement), and whether it left the belt."""
+        return {"named_cube_lifted": float(self._named_lifted), "named_cube_lost": float(self._named_lost)}
 
     def state(self) -> np.ndarray:
         """(10,) measured joints in radians, the gripper's opening as a fraction, the tool point in metres."""
@@ -255,6 +259,18 @@ class WidowXWorld(TabletopWorld):
     def robot_dofs(self) -> np.ndarray:
         """(6,) of the arm."""
         return self._dofs
+
+    def scene_state(self) -> SceneState:
+        """With the way the belt runs."""
+        return replace(super().scene_state(), belt=self._belt_side())
+
+    def _belt_side(self) -> str | None:
+        """ "left" or "right": where the ego view shows the belt running to; None: there is no belt."""
+        if self.task.name != "belt":
+            return None
+        middle = np.array([self.belt.course[0], 0.0, BELT_TOP])
+        ends = (self.pixel(EGO, middle), self.pixel(EGO, middle + 0.1 * np.sign(self.belt.velocity)))
+        return None if ends[0] is None or ends[1] is None else ("left" if ends[1][0] < ends[0][0] else "right")
 
     def places(self) -> tuple[PlaceState, ...]:
         """The plate, where there is one."""

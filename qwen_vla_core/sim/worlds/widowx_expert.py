@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from qwen_vla_core.sim.worlds.widowx import ARM, DOWN, PLATE_TOP, WidowXWorld
 
 CUBE, OPEN = 0.02, 1.0  # half of a cube's edge in metres; opening fraction
+Pace = tuple[float, float, float]  # m/s, m/s², rad/s
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,10 @@ class ExpertConfig:
     Attributes:
         speed: largest speed of the hand.
         acceleration: largest change of speed per second.
-        chase, chase_acceleration: the same while it follows the belt.
-        turn: largest turning speed.
+        chase, chase_acceleration: the same while it follows the belt; no faster than on the table, so that one policy's
+            ranges hold both.
+        overtake: how much faster than the belt it is at least.
+        turn, chase_turn: largest turning speed, on the table and at the belt.
         hover: height of the tool point while the open gripper is not yet over the cube.
         carry: height of the tool point while it carries a cube.
         above: height of the tool point over a cube's centre when the fingers close.
@@ -32,6 +35,7 @@ class ExpertConfig:
         aligned: horizontal distance below which the tool may be at its lowest.
         funnel: metres of extra height per metre of horizontal distance beyond that.
         lag: how long the arm takes to follow a moving target.
+        upstream: how far up the belt it goes to meet a cube, from the middle.
         lead: aim at where a moving cube will be.
         push: largest displacement per action when a demonstration is pushed off its path.
         push_turn: largest turn of such a push.
@@ -40,9 +44,11 @@ class ExpertConfig:
 
     speed: float = 0.3
     acceleration: float = 1.2
-    chase: float = 0.45
+    chase: float = 0.3
     chase_acceleration: float = 3.0
+    overtake: float = 0.1
     turn: float = 1.5
+    chase_turn: float = 1.0
     hover: float = 0.11
     carry: float = 0.13
     above: float = 0.004
@@ -50,6 +56,7 @@ class ExpertConfig:
     aligned: float = 0.006
     funnel: float = 3.0
     lag: float = 0.04
+    upstream: float = 0.2
     lead: bool = True
     push: float = 0.02
     push_turn: float = 0.12
@@ -58,12 +65,12 @@ class ExpertConfig:
 
 @dataclass(frozen=True)
 class Goal:
-    """Where the tool point should be, the yaw of the hand that points down, its opening, and how fast: m/s, m/s²."""
+    """Where the tool point should be, the yaw of the hand that points down, its opening, and how fast."""
 
     position: np.ndarray
     yaw: float
     opening: float
-    pace: tuple[float, float]
+    pace: Pace
 
 
 class PlateAndBeltExpert:
@@ -76,7 +83,7 @@ class PlateAndBeltExpert:
 
     def action(self) -> np.ndarray:
         """(7,) change of the hand's pose in one period, base frame, and the gripper's opening fraction."""
-        c, world, period = self.config, self.world, self.world.decision_s
+        world, period = self.world, self.world.decision_s
         position, rotation = world.tool_target()
         goal = self._goal(position)
         # From the speed that was really commanded, pushes included, to the wanted one; the last bit is never cut off.
@@ -84,7 +91,7 @@ class PlateAndBeltExpert:
         move = before + _shorten(wanted - before, goal.pace[1] * period**2)
         attitude = Rotation.from_euler("z", goal.yaw).as_matrix() @ DOWN
         turn = Rotation.from_matrix(attitude @ rotation.T).as_rotvec()
-        return np.concatenate([move, _shorten(turn, c.turn * period), [goal.opening]])
+        return np.concatenate([move, _shorten(turn, goal.pace[2] * period), [goal.opening]])
 
     # --- being pushed while a demonstration is recorded -------------------------------------------------------------
 
@@ -111,13 +118,14 @@ class PlateAndBeltExpert:
         c, world, colour = self.config, self.world, self.world.task.colour
         cube, tool = world.cube_position(colour), world.pinch(ARM)
         held = self._holds(colour)
-        calm, quick = (c.speed, c.acceleration), (c.chase, c.chase_acceleration)
+        calm, chase = (c.speed, c.acceleration, c.turn), max(c.chase, world.belt.speed + c.overtake)
+        quick = (chase, c.chase_acceleration, c.chase_turn)
         if world.task.name == "belt":
             return self._lift(target, quick) if held else self._pick(target, cube, tool, colour, quick)
         if world.on_plate(colour):  # let go, then get out of the way
             clear = world.openings()[ARM] > 0.85
             return Goal(
-                target + np.array([0, 0, c.hover if clear else 0.0]), self._yaw(), OPEN, (0.5 * c.speed, c.acceleration)
+                target + np.array([0, 0, c.hover if clear else 0.0]), self._yaw(), OPEN, (0.5 * c.speed, *calm[1:])
             )
         if held:
             return self._put(target, cube, tool, calm)
@@ -130,13 +138,14 @@ class PlateAndBeltExpert:
         near = np.linalg.norm(self.world.pinch(ARM) - cube) < 0.025
         return bool(near and (fingers == 2 or (fingers == 1 and cube[2] > 2.2 * CUBE)))
 
-    def _pick(
-        self, target: np.ndarray, cube: np.ndarray, tool: np.ndarray, colour: str, pace: tuple[float, float]
-    ) -> Goal:
+    def _pick(self, target: np.ndarray, cube: np.ndarray, tool: np.ndarray, colour: str, pace: Pace) -> Goal:
         """Over the cube with open fingers, turned to its sides, down once above it, close once around it."""
         c, world = self.config, self.world
-        drift = world.belt_velocity if c.lead else np.zeros(3)
+        drift = world.belt.velocity if c.lead else np.zeros(3)
         ahead = cube + drift * self._time_to_meet(target, cube, drift, pace[0])
+        if world.task.name == "belt":  # not too far up it, where the arm ends and the ego view too: it comes by itself
+            side = world.belt.course[1]
+            ahead[1] = side * min(side * ahead[1], c.upstream)
         around = np.hypot(*(tool - cube)[:2]) < 0.011 and abs(tool[2] - cube[2] - c.above) < 0.012
         yaw = _nearest_side(world.cube_yaw(colour), self._yaw())
         turned = abs(_wrap(yaw - self._yaw())) < 0.1
@@ -158,11 +167,11 @@ class PlateAndBeltExpert:
             seconds = max(soonest, float(way) / speed)
         return seconds
 
-    def _lift(self, target: np.ndarray, pace: tuple[float, float]) -> Goal:
+    def _lift(self, target: np.ndarray, pace: Pace) -> Goal:
         """Straight up."""
         return Goal(np.array([*target[:2], self.config.carry]), self._yaw(), 0.0, pace)
 
-    def _put(self, target: np.ndarray, cube: np.ndarray, tool: np.ndarray, pace: tuple[float, float]) -> Goal:
+    def _put(self, target: np.ndarray, cube: np.ndarray, tool: np.ndarray, pace: Pace) -> Goal:
         """Up, over to the plate, down onto it: the tool goes where the cube, as it is held, comes to lie there."""
         c, plate = self.config, self.world.plate_position()
         goal = plate + (tool - cube)

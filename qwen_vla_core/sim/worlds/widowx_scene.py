@@ -10,6 +10,7 @@ import mujoco
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.sim.domain import add_materials
 from qwen_vla_core.sim.worlds.objects import add_clutter, add_cubes, aim
+from qwen_vla_core.sim.worlds.widowx_belt import add_belt
 
 CAMERAS: dict[str, str] = {"ego": "ego", "cam_wrist": "wrist"}  # view name → camera of the model
 EGO_POSITION = (0.56, 0.0, 0.60)
@@ -48,6 +49,7 @@ def build_model(*, materials: bool = False) -> mujoco.MjModel:
     spec.body("gripper_link").add_camera(
         name="wrist", pos=WRIST_POSITION, fovy=WRIST_FOVY, xyaxes=aim(WRIST_POSITION, WRIST_TARGET, up)
     )
+    add_belt(spec)
     add_cubes(spec, contact=3)
     if materials:
         add_materials(spec, TABLE_CENTRE, TABLE_HALF)
