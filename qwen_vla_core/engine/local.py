@@ -5,62 +5,119 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from qwen_vla_core.engine.buckets import Packed, Packer
+from qwen_vla_core.engine.graphs import Captured, make_ops
+from qwen_vla_core.engine.inputs import Preparer, Ready
+from qwen_vla_core.engine.network import Network, Prefix
 from qwen_vla_core.interfaces import Prediction, Request
 from qwen_vla_core.model.policy import QwenVLA
+
+PARTS = ("preprocess", "backbone", "denoise")
 
 
 class LocalEngine:
     """Runs a policy on this machine; satisfies ``interfaces.Engine``.
 
-    Requests of one robot are answered in one batch; several robots take one batch each.
+    Requests of one call are answered together where their pictures and horizons have the same shapes, whatever their
+    robots and sentences.
     """
 
-    def __init__(self, policy: QwenVLA, *, steps: int | None = None) -> None:
+    def __init__(
+        self,
+        policy: QwenVLA,
+        *,
+        steps: int | None = None,
+        compile: bool = False,
+        graphs: bool | None = None,
+        kernels: bool | None = None,
+    ) -> None:
         """
         Args:
-            policy: in evaluation mode, on its device.
+            policy: in evaluation mode, on its device; its projections are joined in place, its answers stay the same.
             steps: Euler steps; None: the checkpoint's. May be changed between calls.
+            compile: torch.compile the network per prompt bucket: the first answer in a bucket takes half a minute.
+            graphs: capture CUDA graphs; None: on CUDA.
+            kernels: the project's CUDA kernels between the matrix products; None: on CUDA.
         """
         self.policy = policy
         self.steps = steps
+        on_cuda = policy.device.type == "cuda"
+        use_graphs = on_cuda if graphs is None else graphs
+        self.network = Network(policy, make_ops(on_cuda if kernels is None else kernels))
+        self._captured = Captured(self.network) if use_graphs else None
+        self._prefill, self._integrate = self.network.prefill, self.network.integrate
+        self._prepare = Preparer(policy)
+        self._pack = Packer(policy, self.network.text_rotary, fixed=use_graphs or compile)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def predict(self, requests: Sequence[Request]) -> list[Prediction]:
         """One prediction per request, in order.
 
         Raises:
             UserError: a view is missing, the state has another length, or the robot is unknown.
         """
-        answers: list[Prediction | None] = [None] * len(requests)
-        for name in dict.fromkeys(request.embodiment for request in requests):
-            indices = [index for index, request in enumerate(requests) if request.embodiment == name]
-            batch = self._predict_one_robot(name, [requests[index] for index in indices])
-            for index, prediction in zip(indices, batch, strict=True):
-                answers[index] = prediction
-        return [answer for answer in answers if answer is not None]
+        started = time.monotonic()
+        ready = [self._prepare(request.observation, request.embodiment) for request in requests]
+        spent = time.monotonic() - started
+        answers: dict[int, Prediction] = {}
+        for indices in self._batches(ready):
+            batch = [requests[index] for index in indices]
+            predictions = self._answer(batch, [ready[index] for index in indices], spent)
+            answers |= dict(zip(indices, predictions, strict=True))
+        return [answers[index] for index in range(len(requests))]
 
-    def _predict_one_robot(self, name: str, requests: Sequence[Request]) -> list[Prediction]:
-        policy, horizon = self.policy, self.policy.embodiment(name).control.horizon
-        marks = [time.monotonic()]
-        inputs = policy.collate([request.observation for request in requests], name)
+    def _batches(self, ready: Sequence[Ready]) -> list[list[int]]:
+        """Which requests are answered together."""
+        groups: dict[object, list[int]] = {}
+        for index, request in enumerate(ready):
+            groups.setdefault((request.row.sizes, request.row.horizon), []).append(index)
+        return list(groups.values())
+
+    def _answer(self, requests: Sequence[Request], ready: Sequence[Ready], spent: float) -> list[Prediction]:
+        marks = [time.monotonic() - spent]
+        packed = self._pack(ready)
+        noise_bhk = self._noise(requests, packed)
         marks.append(time.monotonic())
-        context = policy.encode(inputs)
+        prefix = self._see(packed)
         marks.append(time.monotonic())
-        chunks_bhk = policy.denoise(context, inputs, horizon, self.steps, self._noise(requests, horizon))
-        chunks = [policy.postprocess(chunks_bhk[i], request.observation, name) for i, request in enumerate(requests)]
+        chunks_bhk = self._sample(packed, prefix, noise_bhk).float().cpu()
+        chunks = [
+            self.policy.postprocess(chunk[: item.row.horizon], request.observation, request.embodiment)
+            for chunk, item, request in zip(chunks_bhk, ready, requests, strict=False)
+        ]
         marks.append(time.monotonic())
-        parts = ("preprocess", "backbone", "denoise")
-        seconds = {part: end - start for part, start, end in zip(parts, marks, marks[1:], strict=False)}
+        seconds = {part: end - start for part, start, end in zip(PARTS, marks, marks[1:], strict=False)}
         return [Prediction(chunk, seconds) for chunk in chunks]
 
-    def _noise(self, requests: Sequence[Request], horizon: int) -> torch.Tensor | None:
-        if all(request.noise_hk is None for request in requests):
-            return None
-        shape = (horizon, self.policy.config.decoder.channels)
-        rows = [
-            torch.randn(shape) if request.noise_hk is None else torch.as_tensor(request.noise_hk, dtype=torch.float32)
-            for request in requests
-        ]
-        return torch.stack(rows).to(self.policy.device)
+    def _see(self, packed: Packed) -> Prefix:
+        """Everything that is done once per observation."""
+        if self._captured is not None:
+            return self._captured.prefill(packed)
+        device = self.policy.device
+        pictures = tuple(group.to(device) for group in packed.pictures)
+        state = None if packed.state is None else packed.state.to(device)
+        return self._prefill(packed.arrangement, pictures, state)
+
+    def _sample(self, packed: Packed, prefix: Prefix, noise_bhk: torch.Tensor) -> torch.Tensor:
+        """The Euler loop: noise → normalised chunks (B, H, K).
+
+        A sampler that needs the velocity at every step (guided, or with its own flow time per action token) starts from
+        ``prefix.context(packed.arrangement)`` and calls the eager ``ActionDecoder.denoise_step``.
+        """
+        steps = self.policy.config.flow.steps if self.steps is None else self.steps
+        if self._captured is not None:
+            return self._captured.integrate(packed, prefix, noise_bhk, steps)
+        return self._integrate(packed.arrangement, prefix, noise_bhk.to(self.policy.device), steps)
+
+    def _noise(self, requests: Sequence[Request], packed: Packed) -> torch.Tensor:
+        """(B, H, K) float32 on the CPU; what a request brings, else drawn."""
+        bucket = packed.arrangement.bucket
+        noise = torch.randn(bucket.batch, bucket.horizon, self.policy.config.decoder.channels)
+        for line, request in zip(noise, requests, strict=False):
+            if request.noise_hk is not None:
+                given = torch.from_numpy(np.asarray(request.noise_hk, dtype=np.float32))
+                line[: given.shape[0]] = given
+        return noise
