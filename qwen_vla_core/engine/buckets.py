@@ -183,7 +183,7 @@ class Packer:
             text_rotary=self._text_rotary(positions),
             context_rotary=policy.decoder.rotary(context_positions, dtype),
             action_rotary=policy.decoder.rotary(action_positions, dtype),
-            valid=Valid(context_mask, key_mask, counts.to(device), length),
+            valid=Valid(context_mask, key_mask, counts.to(device), length, horizon),
             next_position=following.to(device),
             real=real.to(device),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,10 @@ def make_ops(kernels: bool) -> TorchOps:
 
 
 def copy_into(target: Any, source: Any) -> None:
-    """Copies every tensor of nested tuples and dataclasses into its namesake; shapes are equal."""
+    """Copies every tensor of nested sequences and dataclasses into its namesake; shapes are equal."""
     if isinstance(target, torch.Tensor):
         target.copy_(source, non_blocking=True)
-    elif isinstance(target, tuple):
+    elif isinstance(target, (tuple, list)):
         for left, right in zip(target, source, strict=True):
             copy_into(left, right)
     elif dataclasses.is_dataclass(target) and not isinstance(target, Bucket):
@@ -51,11 +52,16 @@ def clone(value: Any) -> Any:
 
 
 class Recorded:
-    """A function of static buffers: captured once on CUDA; elsewhere called each time, which tests the same logic."""
+    """A function of static buffers, captured as a CUDA graph.
 
-    def __init__(self, function: Any, device: torch.device, pool: Any) -> None:
+    Without CUDA it is called each time and its answer copied to where the first one lies: the same promises, so that
+    everything around a capture is tested on CPUs.
+    """
+
+    def __init__(self, function: Callable[[], Any], device: torch.device, pool: Any) -> None:
         """Calls ``function`` to warm it up, then captures it. Nothing in it may ask the device for a number."""
-        self._function, self._graph = function, None
+        self._function = function
+        self._graph: torch.cuda.CUDAGraph | None = None
         if device.type != "cuda":
             self.output = function()
             return
@@ -73,7 +79,7 @@ class Recorded:
     def __call__(self) -> Any:
         """Runs it; the answer is in the same tensors every time."""
         if self._graph is None:
-            self.output = self._function()
+            copy_into(self.output, self._function())
         else:
             self._graph.replay()
         return self.output
@@ -88,7 +94,7 @@ class Slot:
     pictures: tuple[torch.Tensor, ...]
     state: torch.Tensor | None
     noise: torch.Tensor
-    staging: tuple[torch.Tensor, ...]  # pinned memory: pictures, then noise, then state
+    staging: tuple[torch.Tensor, ...]  # the pictures in pinned memory, from where they are copied without a wait
     prefill: Recorded | None = None
     integrate: dict[int, Recorded] = dataclasses.field(default_factory=dict)
 
@@ -116,8 +122,6 @@ class Captured:
             slot.prefill = Recorded(
                 lambda: self.network.prefill(slot.arrangement, slot.pictures, slot.state), self.device, self._pool
             )
-            if slot.prefill is None:
-                raise AssertionError
         prefix: Prefix = slot.prefill()
         return prefix
 
@@ -147,7 +151,7 @@ class Captured:
                 pictures=tuple(group.to(self.device, copy=True) for group in packed.pictures),
                 state=None if packed.state is None else packed.state.to(self.device, copy=True),
                 noise=torch.zeros(bucket.batch, bucket.horizon, channels, device=self.device),
-                staging=(),
+                staging=tuple(group.pin_memory() for group in packed.pictures) if self._pool is not None else (),
             )
             self._slots[bucket] = slot
             if len(self._slots) > KEPT_BUCKETS:
@@ -159,7 +163,9 @@ class Captured:
         return slot
 
     def _upload(self, slot: Slot, packed: Packed) -> None:
-        for target, source in zip(slot.pictures, packed.pictures, strict=True):
+        for index, (target, source) in enumerate(zip(slot.pictures, packed.pictures, strict=True)):
+            if slot.staging:
+                source = slot.staging[index].copy_(source)
             target.copy_(source, non_blocking=True)
         if slot.state is not None and packed.state is not None:
             slot.state.copy_(packed.state, non_blocking=True)

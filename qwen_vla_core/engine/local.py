@@ -15,7 +15,29 @@ from qwen_vla_core.engine.network import Network, Prefix
 from qwen_vla_core.interfaces import Prediction, Request
 from qwen_vla_core.model.policy import QwenVLA
 
-PARTS = ("preprocess", "backbone", "denoise")
+
+class Clock:
+    """Seconds between marks; on CUDA, where calls return before their work is done, by events on the stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Starts."""
+        self._cuda = device.type == "cuda"
+        self._marks: list[float] = [time.monotonic()]
+        self._events: list[torch.cuda.Event] = []
+
+    def mark(self) -> None:
+        """Ends a part and begins the next."""
+        self._marks.append(time.monotonic())
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._events.append(event)
+
+    def seconds(self) -> list[float]:
+        """One duration per part; on CUDA only after the device was waited for."""
+        host = [end - start for start, end in zip(self._marks, self._marks[1:], strict=False)]
+        device = [start.elapsed_time(end) / 1000.0 for start, end in zip(self._events, self._events[1:], strict=False)]
+        return [host[0], *device] if self._cuda else host
 
 
 class LocalEngine:
@@ -40,13 +62,14 @@ class LocalEngine:
             steps: Euler steps; None: the checkpoint's. May be changed between calls.
             compile: torch.compile the network per prompt bucket: the first answer in a bucket takes half a minute.
             graphs: capture CUDA graphs; None: on CUDA.
-            kernels: the project's CUDA kernels between the matrix products; None: on CUDA.
+            kernels: the project's CUDA kernels between the matrix products; None: on CUDA in half precision.
         """
         self.policy = policy
         self.steps = steps
         on_cuda = policy.device.type == "cuda"
         use_graphs = on_cuda if graphs is None else graphs
-        self.network = Network(policy, make_ops(on_cuda if kernels is None else kernels))
+        half = policy.decoder.context_in.weight.dtype in (torch.bfloat16, torch.float16)
+        self.network = Network(policy, make_ops(on_cuda and half if kernels is None else kernels))
         self._captured = Captured(self.network) if use_graphs else None
         self._prefill, self._integrate = self.network.prefill, self.network.integrate
         self._prepare = Preparer(policy)
@@ -77,19 +100,21 @@ class LocalEngine:
         return list(groups.values())
 
     def _answer(self, requests: Sequence[Request], ready: Sequence[Ready], spent: float) -> list[Prediction]:
-        marks = [time.monotonic() - spent]
+        clock = Clock(self.policy.device)
         packed = self._pack(ready)
         noise_bhk = self._noise(requests, packed)
-        marks.append(time.monotonic())
+        clock.mark()
         prefix = self._see(packed)
-        marks.append(time.monotonic())
-        chunks_bhk = self._sample(packed, prefix, noise_bhk).float().cpu()
+        clock.mark()
+        chunks_bhk = self._sample(packed, prefix, noise_bhk)
+        clock.mark()
+        chunks_bhk = chunks_bhk.float().cpu()
         chunks = [
             self.policy.postprocess(chunk[: item.row.horizon], request.observation, request.embodiment)
             for chunk, item, request in zip(chunks_bhk, ready, requests, strict=False)
         ]
-        marks.append(time.monotonic())
-        seconds = {part: end - start for part, start, end in zip(PARTS, marks, marks[1:], strict=False)}
+        preprocess, backbone, denoise = clock.seconds()
+        seconds = {"preprocess": spent + preprocess, "backbone": backbone, "denoise": denoise}
         return [Prediction(chunk, seconds) for chunk in chunks]
 
     def _see(self, packed: Packed) -> Prefix:

@@ -1,4 +1,4 @@
-"""The policy's network as two functions of fixed shapes, ``prefill`` and ``integrate``: called, compiled or captured."""
+"""The policy's network as two functions of fixed shapes, ``prefill`` and ``integrate``: called or captured."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class Network:
             ops: torch or CUDA kernels.
         """
         self.policy, self.ops = policy, ops
-        self.fast = FastQwen35(policy.backbone, policy.processor.image, ops) if FastQwen35.supports(policy.backbone) else None
+        self.fast = (
+            FastQwen35(policy.backbone, policy.processor.image, ops) if FastQwen35.supports(policy.backbone) else None
+        )
         self.decoder = FastDecoder(policy.decoder, ops)
         self.cached = policy.config.decoder.context == "cached"
 
@@ -68,9 +70,7 @@ class Network:
         tokens = self.decoder.tokens(hidden, state_bs)
         if not self.cached:
             return Prefix(tokens, [])
-        keys = self.decoder.context(
-            tokens, arrangement.context_rotary, arrangement.valid, arrangement.bucket.horizon
-        )
+        keys = self.decoder.context(tokens, arrangement.context_rotary, arrangement.valid, arrangement.bucket.horizon)
         return Prefix(tokens, keys)
 
     def integrate(self, arrangement: Arrangement, prefix: Prefix, noise_bhk: torch.Tensor, steps: int) -> torch.Tensor:

@@ -28,12 +28,14 @@ class Valid:
         key_mask: (B, 1, 1, C + H) bool over context and actions, None where nothing is padded.
         lengths: (B, 2) int32, real prompt tokens and real action tokens of each row.
         prompt: L, where the prompt's slots end; a slot for the state may follow, then the actions.
+        actions: H, the actions' slots.
     """
 
     context_mask: torch.Tensor | None
     key_mask: torch.Tensor | None
     lengths: torch.Tensor
     prompt: int
+    actions: int
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,8 @@ class TorchOps:
         """All of a gated delta net between its input and output projections.
 
         Args:
-            projected: (B, L, channels + value heads · value width + 2 value heads): queries, keys and values; the output
-                gate; the inputs of beta and of the decay.
+            projected: (B, L, channels + value heads · value width + 2 value heads): queries, keys and values; the
+                output gate; the inputs of beta and of the decay.
             layer: parameters.
 
         Returns:

@@ -94,7 +94,9 @@ class FastQwen35:
         return text.hidden_act == "silu" and not text.attention_bias
 
     def _layer(self, layer: Any) -> TextLayer:
-        norms = tuple(1.0 + norm.weight.data.float() for norm in (layer.input_layernorm, layer.post_attention_layernorm))
+        norms = tuple(
+            1.0 + norm.weight.data.float() for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        )
         delta, head_norms = None, None
         if hasattr(layer, "linear_attn"):
             net = layer.linear_attn
@@ -117,7 +119,9 @@ class FastQwen35:
             mixer_out = net.o_proj.weight.data
             head_norms = (1.0 + net.q_norm.weight.data.float(), 1.0 + net.k_norm.weight.data.float())
         up = join([layer.mlp.gate_proj, layer.mlp.up_proj])
-        return TextLayer((norms[0], norms[1]), mixer_in, mixer_out, delta, head_norms, up, layer.mlp.down_proj.weight.data)
+        return TextLayer(
+            (norms[0], norms[1]), mixer_in, mixer_out, delta, head_norms, up, layer.mlp.down_proj.weight.data
+        )
 
     def _patch_embedding(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The patch embedding as one matrix over grey levels minus 128, which bfloat16 holds exactly.
@@ -201,7 +205,9 @@ class FastQwen35:
         hidden = merger.act_fn(ops.linear(merged, merger.linear_fc1.weight, merger.linear_fc1.bias))
         return ops.linear(hidden, merger.linear_fc2.weight, merger.linear_fc2.bias)
 
-    def read(self, ids_bl: torch.Tensor, tokens: torch.Tensor | None, slots: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    def read(
+        self, ids_bl: torch.Tensor, tokens: torch.Tensor | None, slots: torch.Tensor, rotary: Rotary
+    ) -> torch.Tensor:
         """Token ids and picture tokens → last hidden states (B, L, D), after the final norm.
 
         Padding on the right needs no mask: the model is causal, so real tokens never see it.
@@ -224,9 +230,7 @@ class FastQwen35:
                 mixed = ops.delta_net(projected, layer.delta)
             else:
                 assert layer.head_norms is not None
-                mixed = ops.text_attention(
-                    projected, *layer.head_norms, rotary, self.heads, self.groups, self.epsilon
-                )
+                mixed = ops.text_attention(projected, *layer.head_norms, rotary, self.heads, self.groups, self.epsilon)
             x, normed = ops.add_rms_norm(x, ops.linear(mixed, layer.mixer_out), layer.norms[1], self.epsilon)
             y = ops.linear(ops.silu_product(ops.linear(normed, layer.up)), layer.down)
         return ops.add_rms_norm(x, y, self.final_norm, self.epsilon)[1]
