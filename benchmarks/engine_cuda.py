@@ -363,9 +363,7 @@ def time_parts(engine: LocalEngine, repeats: int) -> dict[str, float]:
     )
     tokens = network.decoder.tokens(read.output, slot.state)
     context = Recorded(
-        lambda: network.decoder.context(
-            tokens, arrangement.context_rotary, arrangement.valid, arrangement.bucket.horizon
-        ),
+        lambda: network.decoder.context(tokens, arrangement.context_rotary, arrangement.valid),
         DEVICE,
         None,
     )

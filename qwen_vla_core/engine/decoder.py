@@ -103,25 +103,24 @@ class FastDecoder:
             tokens = torch.cat((tokens, self.decoder.state_in(state_bs.to(self.dtype))[:, None]), 1)
         return tokens
 
-    def context(self, tokens: torch.Tensor, rotary: Rotary, valid: Valid, horizon: int) -> list[KeyValues]:
+    def context(self, tokens: torch.Tensor, rotary: Rotary, valid: Valid) -> list[KeyValues]:
         """Context tokens → keys and values of every block.
 
         Args:
             tokens: (B, C, width).
             rotary: cos and sin, (B, 1, C, head_dim).
             valid: which are real.
-            horizon: action tokens that will follow.
         """
         ops, x = self.ops, tokens
         y: torch.Tensor | None = None
         found = []
         for index, block in enumerate(self.blocks):
             x, normed = ops.add_layer_norm(x, y)
-            query, keys = ops.context_heads(ops.linear(normed, block.qkv), block.norms, rotary, self.heads, horizon)
+            query, keys = ops.context_heads(ops.linear(normed, block.qkv), block.norms, rotary, self.heads)
             found.append(keys)
             if index == len(self.blocks) - 1:
                 break  # nothing reads the last block's context tokens
-            x, normed = ops.add_layer_norm(x, ops.linear(ops.attention(query, keys, valid, False), block.out))
+            x, normed = ops.add_layer_norm(x, ops.linear(ops.context_attention(query, keys, valid), block.out))
             y = ops.linear(ops.silu_product(ops.linear(normed, block.up)), block.down)
         return found
 
@@ -152,10 +151,9 @@ class FastDecoder:
             self.blocks, terms.blocks, context, strict=True
         ):
             x, normed = ops.add_layer_norm(x, y, gate, scale1, shift1)
-            query, keys = ops.action_heads(ops.linear(normed, block.qkv), block.norms, rotary, self.heads, known)
-            attended = ops.linear(ops.attention(query, keys, valid, True), block.out)
-            x, normed = ops.add_layer_norm(x, attended, gate1, scale2, shift2)
-            y, gate = ops.linear(ops.silu_product(ops.linear(normed, block.up)), block.down), gate2
+            attended = ops.action_attention(ops.few(normed, block.qkv), block.norms, rotary, self.heads, known, valid)
+            x, normed = ops.add_layer_norm(x, ops.few_summed(attended, block.out), gate1, scale2, shift2)
+            y, gate = ops.few_summed(ops.few_gated(normed, block.up), block.down), gate2
         _, normed = ops.add_layer_norm(x, y, gate, terms.last[1], terms.last[0])
         return torch.where(real_bhk, decoder.action_out(normed).to(noisy_bhk.dtype), 0.0)
 

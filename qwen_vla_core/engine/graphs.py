@@ -22,7 +22,7 @@ def make_ops(kernels: bool) -> TorchOps:
     """The project's CUDA kernels, or plain torch."""
     if not kernels:
         return TorchOps()
-    from qwen_vla_core.engine.kernels import TritonOps
+    from qwen_vla_core.engine.triton_ops import TritonOps
 
     return TritonOps()
 

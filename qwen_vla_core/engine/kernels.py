@@ -1,33 +1,31 @@
-"""``TritonOps``: the operations of ``ops.TorchOps`` in one or two CUDA kernels each.
+"""CUDA kernels, in Triton, for what lies between matrix products, and for products with few rows.
 
-Between matrix products a step of the decoder is a few dozen values per thread: its time is the number of kernels. These
-fuse what lies between two products. They need nothing but Triton, which comes with CUDA builds of torch; shapes that
-do not change the code (batch, tokens) are arguments, so one compilation serves every bucket. Tested against the torch
-operations on CPUs through Triton's interpreter.
+Triton comes with CUDA builds of torch. Shapes that do not change the code (batch, tokens) are arguments, so one
+compilation serves most buckets. ``triton_ops.py`` calls them; each is tested against ``ops.TorchOps`` on CPUs through
+Triton's interpreter. Norms, softmax and sums are float32; values are rounded where the eager path rounds them.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from qwen_vla_core.engine.ops import DeltaLayer, KeyValues, Rotary, TorchOps, Valid
-
-CHUNK = 64
-
 
 @triton.jit
-def _add_norm(x, y, gate, scale, shift, total, out, width, epsilon, ADD: tl.constexpr, GATED: tl.constexpr,
+def add_norm(x, y, gate, scale, shift, total, out, width, epsilon, PARTS: tl.constexpr, GATED: tl.constexpr,
               SCALED: tl.constexpr, SHIFTED: tl.constexpr, CENTRED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """One row: total = x + gate·y; out = norm(total)·scale + shift, layer norm where CENTRED, else RMS norm."""
-    row = tl.program_id(0).to(tl.int64) * width
+    """One row: total = x + gate·(sum of y's parts); out = norm(total)·scale + shift, layer norm where CENTRED."""
+    line, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
+    row = line * width
     index = tl.arange(0, BLOCK)
     inside = index < width
     value = tl.load(x + row + index, mask=inside, other=0.0).to(tl.float32)
-    if ADD:
+    if PARTS > 0:
         added = tl.load(y + row + index, mask=inside, other=0.0).to(tl.float32)
+        for part in tl.static_range(1, PARTS):
+            added += tl.load(y + (part * rows + line) * width + index, mask=inside, other=0.0).to(tl.float32)
         if GATED:
+            added = added.to(x.dtype.element_ty).to(tl.float32)
             added = added * tl.load(gate + index, mask=inside, other=0.0).to(tl.float32)
         value = (value + added).to(x.dtype.element_ty).to(tl.float32)
         tl.store(total + row + index, value.to(total.dtype.element_ty), mask=inside)
@@ -42,7 +40,7 @@ def _add_norm(x, y, gate, scale, shift, total, out, width, epsilon, ADD: tl.cons
 
 
 @triton.jit
-def _silu_product(both, out, width, BLOCK: tl.constexpr):
+def silu_product(both, out, width, BLOCK: tl.constexpr):
     """out = silu(first half) · second half of each row."""
     row = tl.program_id(0).to(tl.int64)
     index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -54,7 +52,7 @@ def _silu_product(both, out, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _convolution(x, taps, out, length, stride, channels, TAPS: tl.constexpr, TOKENS: tl.constexpr,
+def convolution(x, taps, out, length, stride, channels, TAPS: tl.constexpr, TOKENS: tl.constexpr,
                  BLOCK: tl.constexpr):  # fmt: skip
     """Causal depthwise convolution and SiLU of (B, L, stride), the first ``channels`` of each token."""
     batch = tl.program_id(2).to(tl.int64)
@@ -75,7 +73,7 @@ def _convolution(x, taps, out, length, stride, channels, TAPS: tl.constexpr, TOK
 
 
 @triton.jit
-def _delta_chunks(mixed, projected, decay, time_bias, queries, keys, values, readers, scores, falls, length, stride,
+def delta_chunks(mixed, projected, decay, time_bias, queries, keys, values, readers, scores, falls, length, stride,
                   gate_at, scale, HK: tl.constexpr, HV: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
                   C: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr):  # fmt: skip
     """What of a chunk of C tokens does not depend on the state before it, for one value head.
@@ -139,7 +137,7 @@ def _delta_chunks(mixed, projected, decay, time_bias, queries, keys, values, rea
 
 
 @triton.jit
-def _delta_scan(queries, keys, values, readers, scores, falls, out, length, HV: tl.constexpr,
+def delta_scan(queries, keys, values, readers, scores, falls, out, length, HV: tl.constexpr,
                 DK: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
                 CHUNKS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Chunk after chunk for one head and BV of its value's dimensions: read the state, answer, write the state."""
@@ -166,7 +164,7 @@ def _delta_scan(queries, keys, values, readers, scores, falls, out, length, HV: 
 
 
 @triton.jit
-def _gated_norm(x, gates, weight, out, stride, gate_at, epsilon, HV: tl.constexpr, DV: tl.constexpr):
+def gated_norm(x, gates, weight, out, stride, gate_at, epsilon, HV: tl.constexpr, DV: tl.constexpr):
     """One token: per head, RMS norm · weight · silu(gate)."""
     token = tl.program_id(0).to(tl.int64)
     head, place = tl.arange(0, HV), tl.arange(0, DV)
@@ -179,14 +177,13 @@ def _gated_norm(x, gates, weight, out, stride, gate_at, epsilon, HV: tl.constexp
 
 
 @triton.jit
-def _split_heads(x, weights, key_weights, cos, sin, queries, keys, values, stride, query_step, key_at, value_at, heads,
-                 groups, length, period, out_batch, out_head, first, epsilon, D: tl.constexpr, R: tl.constexpr,
+def split_heads(x, weights, key_weights, cos, sin, queries, keys, values, stride, query_step, key_at, value_at, heads,
+                 groups, length, period, epsilon, D: tl.constexpr, R: tl.constexpr,
                  REPEAT: tl.constexpr, NORMED: tl.constexpr, N: tl.constexpr):  # fmt: skip
     """One token and N heads of its queries, keys or values: RMS norm, rotate the first R dimensions, store by head.
 
     A token's row of ``stride`` values holds queries every ``query_step`` values, keys from ``key_at``, values from
-    ``value_at``. Keys and values go to ``REPEAT`` neighbouring heads at slot ``first`` + token, with strides
-    ``out_batch`` and ``out_head``. Rotary tables have ``period`` rows and repeat.
+    ``value_at``. Keys and values go to ``REPEAT`` neighbouring heads. Rotary tables have ``period`` rows and repeat.
     """
     token, part = tl.program_id(0), tl.program_id(1)
     batch, line = (token // length).to(tl.int64), token % length
@@ -224,9 +221,8 @@ def _split_heads(x, weights, key_weights, cos, sin, queries, keys, values, strid
         tl.store(queries + target, value.to(kind), mask=good)
     else:
         for copy in range(REPEAT):
-            target = (
-                batch * out_batch + (head * REPEAT + copy)[:, None] * out_head + (first + line) * D + index[None, :]
-            )
+            other_head = (batch * groups + head) * REPEAT + copy
+            target = (other_head[:, None] * length + line) * D + index[None, :]
             if role == 1:
                 tl.store(keys + target, value.to(kind), mask=good)
             else:
@@ -234,244 +230,134 @@ def _split_heads(x, weights, key_weights, cos, sin, queries, keys, values, strid
 
 
 @triton.jit
-def _attention(query, keys, values, lengths, out, tokens, prompt, context, slots, heads, scale, ACTIONS: tl.constexpr,
-               BLOCKS: tl.constexpr,
-               D: tl.constexpr, Q: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Full attention of Q tokens of one head to the real ones of ``slots`` keys; online softmax.
-
-    Slots: ``prompt`` of which the row's first length count, then perhaps a state, up to ``context``; then actions, of
-    which the row's second length count.
-    """
-    block, pair = tl.program_id(0), tl.program_id(1)
-    batch, head = pair // heads, pair % heads
-    real = tl.load(lengths + batch * 2)
-    acting = tl.load(lengths + batch * 2 + 1)
-    line, index = block * Q + tl.arange(0, Q), tl.arange(0, D)
-    own = pair.to(tl.int64)
-    q = tl.load(query + (own * tokens + line)[:, None] * D + index[None, :], mask=(line < tokens)[:, None], other=0.0)
-    top = tl.full((Q,), -1e30, tl.float32)
-    weight = tl.zeros((Q,), tl.float32)
-    total = tl.zeros((Q, D), tl.float32)
-    used = slots if ACTIONS else context
-    for number in range(BLOCKS):
-        slot = number * K + tl.arange(0, K)
-        good = (slot < real) | ((slot >= prompt) & (slot < context))
-        if ACTIONS:
-            good = good | ((slot >= context) & (slot < context + acting))
-        good = good & (slot < used)
-        at = (own * slots + slot) * D
-        k = tl.load(keys + at[None, :] + index[:, None], mask=good[None, :], other=0.0)
-        score = tl.dot(q, k, input_precision=PRECISION) * scale
-        score = tl.where(good[None, :], score, -1e30)
-        peak = tl.maximum(top, tl.max(score, 1))
-        shrink = tl.exp(top - peak)
-        part = tl.where(good[None, :], tl.exp(score - peak[:, None]), 0.0)
-        weight = weight * shrink + tl.sum(part, 1)
-        v = tl.load(values + at[:, None] + index[None, :], mask=good[:, None], other=0.0)
-        total = total * shrink[:, None] + tl.dot(part.to(v.dtype), v, input_precision=PRECISION)
-        top = peak
-    answer = total / weight[:, None]
-    target = ((batch.to(tl.int64) * tokens + line) * heads + head)[:, None] * D + index[None, :]
-    tl.store(out + target, answer.to(out.dtype.element_ty), mask=(line < tokens)[:, None])
+def _soften(score, good, v, top, weight, total, PRECISION: tl.constexpr):
+    """One block of online softmax: scores (Q, K) of keys that are ``good`` (K,), and their values (K, D)."""
+    score = tl.where(good[None, :], score, -1e30)
+    peak = tl.maximum(top, tl.max(score, 1))
+    shrink = tl.exp(top - peak)
+    part = tl.where(good[None, :], tl.exp(score - peak[:, None]), 0.0)
+    weight = weight * shrink + tl.sum(part, 1)
+    total = total * shrink[:, None] + tl.dot(part.to(v.dtype), v, input_precision=PRECISION)
+    return peak, weight, total
 
 
 @triton.jit
-def _sigmoid_product(x, gates, out, stride, HEADS: tl.constexpr, D: tl.constexpr):
+def context_attention(query, keys, values, lengths, out, tokens, prompt, heads, scale, BLOCKS: tl.constexpr,
+                       D: tl.constexpr, Q: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Q context tokens of one head to the real ones: a row's first length of ``prompt`` slots, and all behind them."""
+    block, pair = tl.program_id(0), tl.program_id(1)
+    batch, head = pair // heads, pair % heads
+    real = tl.load(lengths + batch * 2)
+    line, index = block * Q + tl.arange(0, Q), tl.arange(0, D)
+    own = pair.to(tl.int64) * tokens
+    q = tl.load(query + (own + line)[:, None] * D + index[None, :], mask=(line < tokens)[:, None], other=0.0)
+    top = tl.full((Q,), -1e30, tl.float32)
+    weight = tl.zeros((Q,), tl.float32)
+    total = tl.zeros((Q, D), tl.float32)
+    for number in range(BLOCKS):
+        slot = number * K + tl.arange(0, K)
+        good = ((slot < real) | (slot >= prompt)) & (slot < tokens)
+        at = (own + slot) * D
+        k = tl.load(keys + at[None, :] + index[:, None], mask=(slot < tokens)[None, :], other=0.0)
+        v = tl.load(values + at[:, None] + index[None, :], mask=(slot < tokens)[:, None], other=0.0)
+        score = tl.dot(q, k, input_precision=PRECISION) * scale
+        top, weight, total = _soften(score, good, v, top, weight, total, PRECISION)
+    target = ((batch.to(tl.int64) * tokens + line) * heads + head)[:, None] * D + index[None, :]
+    tl.store(out + target, (total / weight[:, None]).to(out.dtype.element_ty), mask=(line < tokens)[:, None])
+
+
+@triton.jit
+def _turned(base, weights, cos, sin, good, line, index, kind, D: tl.constexpr):
+    """Normed and rotated (Q, D) rows at ``base`` (Q, 1); ``cos`` and ``sin`` point to this row's table."""
+    half: tl.constexpr = D // 2
+    other = tl.where(index < half, index + half, index - half)
+    value = tl.load(base + index[None, :], mask=good, other=0.0).to(tl.float32)
+    pair = tl.load(base + other[None, :], mask=good, other=0.0).to(tl.float32)
+    factor = tl.rsqrt(tl.sum(value * value, 1) / D + 1e-6)[:, None]
+    value = (value * factor * tl.load(weights + index).to(tl.float32)[None, :]).to(kind).to(tl.float32)
+    pair = (pair * factor * tl.load(weights + other).to(tl.float32)[None, :]).to(kind).to(tl.float32)
+    pair = tl.where((index < half)[None, :], -pair, pair)
+    angle = line[:, None] * D + index[None, :]
+    c = tl.load(cos + angle, mask=good, other=1.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=good, other=0.0).to(tl.float32)
+    return (value * c + pair * s).to(kind)
+
+
+@triton.jit
+def action_attention(x, query_weights, key_weights, cos, sin, keys, values, lengths, out, tokens, prompt, context,
+                      heads, scale, BLOCKS: tl.constexpr, D: tl.constexpr, Q: tl.constexpr, K: tl.constexpr,
+                      PRECISION: tl.constexpr):  # fmt: skip
+    """All action tokens of one row and head to the context's keys and to each other.
+
+    ``x`` is the projection, (3, heads, D) per token; queries and keys are normed and rotated here. Of the context a
+    row's first length of ``prompt`` slots counts, and all between ``prompt`` and ``context``.
+    """
+    pair = tl.program_id(0)
+    batch, head = (pair // heads).to(tl.int64), pair % heads
+    real = tl.load(lengths + batch * 2)
+    acting = tl.load(lengths + batch * 2 + 1)
+    line, index = tl.arange(0, Q), tl.arange(0, D)
+    kind = out.dtype.element_ty
+    inside = (line < tokens)[:, None]
+    base = x + ((batch * tokens + line) * 3 * heads + head)[:, None] * D
+    table = batch * tokens * D
+    q = _turned(base, query_weights, cos + table, sin + table, inside, line, index, kind, D)
+    own_key = _turned(base + heads * D, key_weights, cos + table, sin + table, inside, line, index, kind, D)
+    own_value = tl.load(base + 2 * heads * D + index[None, :], mask=inside, other=0.0)
+    top = tl.full((Q,), -1e30, tl.float32)
+    weight = tl.zeros((Q,), tl.float32)
+    total = tl.zeros((Q, D), tl.float32)
+    among = tl.dot(q, tl.trans(own_key), input_precision=PRECISION) * scale
+    top, weight, total = _soften(among, line < acting, own_value, top, weight, total, PRECISION)
+    own = pair.to(tl.int64) * context
+    for number in range(BLOCKS):
+        slot = number * K + tl.arange(0, K)
+        good = ((slot < real) | (slot >= prompt)) & (slot < context)
+        at = (own + slot) * D
+        k = tl.load(keys + at[None, :] + index[:, None], mask=(slot < context)[None, :], other=0.0)
+        v = tl.load(values + at[:, None] + index[None, :], mask=(slot < context)[:, None], other=0.0)
+        score = tl.dot(q, k, input_precision=PRECISION) * scale
+        top, weight, total = _soften(score, good, v, top, weight, total, PRECISION)
+    target = ((batch * tokens + line) * heads + head)[:, None] * D + index[None, :]
+    tl.store(out + target, (total / weight[:, None]).to(kind), mask=inside)
+
+
+@triton.jit
+def few(x, w, out, rows, width, depth, GATED: tl.constexpr, SPLIT: tl.constexpr, STEPS: tl.constexpr,
+         M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """x (rows, depth) @ wᵀ for so few rows that reading w is all the time; w is (width, depth).
+
+    GATED: w holds gate above up, and silu(gate)·up is stored. SPLIT > 1: part p of the depth is stored as float32 at
+    out[p]; its STEPS blocks of K are neighbours in memory.
+    """
+    block, part = tl.program_id(0), tl.program_id(1)
+    row, column, inner = tl.arange(0, M), block * N + tl.arange(0, N), tl.arange(0, K)
+    first = part * STEPS * K
+    left = x + row[:, None] * depth + (first + inner)[None, :]
+    right = w + column[None, :].to(tl.int64) * depth + (first + inner)[:, None]
+    below = right + width.to(tl.int64) * depth
+    total = tl.zeros((M, N), tl.float32)
+    second = tl.zeros((M, N), tl.float32)
+    for step in range(STEPS):
+        a = tl.load(left + step * K, mask=(row < rows)[:, None], other=0.0)
+        b = tl.load(right + step * K, eviction_policy="evict_first")
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+        if GATED:
+            c = tl.load(below + step * K, eviction_policy="evict_first")
+            second = tl.dot(a, c, second, input_precision=PRECISION)
+    kind = out.dtype.element_ty
+    if GATED:
+        gate = total.to(kind).to(tl.float32)
+        total = (gate * tl.sigmoid(gate)).to(kind).to(tl.float32) * second.to(kind).to(tl.float32)
+    target = out + (part * rows + row[:, None]) * width + column[None, :]
+    tl.store(target, total.to(kind), mask=(row < rows)[:, None])
+
+
+@triton.jit
+def sigmoid_product(x, gates, out, stride, HEADS: tl.constexpr, D: tl.constexpr):
     """One token and head: x · sigmoid(gate), where gates lie beside the queries, (heads, 2, D) per token."""
     token, head, index = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, D)
     gate = tl.load(gates + token * stride + head * 2 * D + D + index).to(tl.float32)
     at = (token * HEADS + head) * D + index
     value = tl.load(x + at).to(tl.float32) * tl.sigmoid(gate).to(out.dtype.element_ty).to(tl.float32)
     tl.store(out + at, value.to(out.dtype.element_ty))
-
-
-def _pointer(tensor: torch.Tensor | None, fallback: torch.Tensor) -> torch.Tensor:
-    return fallback if tensor is None else tensor
-
-
-def _precision(dtype: torch.dtype) -> str:
-    return "ieee" if dtype == torch.float32 else "tf32"
-
-
-def _stages(x: torch.Tensor) -> int:
-    """Stages of a software pipeline that holds 64 KiB each: as many as fit this chip's shared memory."""
-    if x.device.type != "cuda" or x.dtype == torch.float32:
-        return 1
-    return 2 if torch.cuda.get_device_capability(x.device) in ((8, 0), (9, 0), (10, 0)) else 1
-
-
-class TritonOps(TorchOps):
-    """Every operation as kernels; see ``TorchOps`` for what each does."""
-
-    name = "triton"
-
-    def _norm(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor | None,
-        gate: torch.Tensor | None,
-        scale: torch.Tensor | None,
-        shift: torch.Tensor | None,
-        epsilon: float,
-        centred: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        width = x.shape[-1]
-        rows = x.numel() // width
-        out = torch.empty_like(x)
-        total = x if y is None else torch.empty_like(x)
-        block = triton.next_power_of_2(width)
-        _add_norm[(rows,)](
-            x, _pointer(y, x), _pointer(gate, x), _pointer(scale, x), _pointer(shift, x), total, out, width, epsilon,
-            ADD=y is not None, GATED=gate is not None, SCALED=scale is not None, SHIFTED=shift is not None,
-            CENTRED=centred, BLOCK=block, num_warps=4 if block <= 2048 else 8,
-        )  # fmt: skip
-        return total, out
-
-    def add_rms_norm(
-        self, x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor, epsilon: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._norm(x, y, None, weight, None, epsilon, False)
-
-    def add_layer_norm(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor | None = None,
-        gate: torch.Tensor | None = None,
-        scale: torch.Tensor | None = None,
-        shift: torch.Tensor | None = None,
-        epsilon: float = 1e-5,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._norm(x, y, gate, scale, shift, epsilon, True)
-
-    def silu_product(self, both: torch.Tensor) -> torch.Tensor:
-        width = both.shape[-1] // 2
-        rows = both.numel() // (2 * width)
-        out = both.new_empty(*both.shape[:-1], width)
-        _silu_product[(rows, triton.cdiv(width, 1024))](both, out, width, BLOCK=1024, num_warps=4)
-        return out
-
-    def delta_net(self, projected: torch.Tensor, layer: DeltaLayer) -> torch.Tensor:
-        batch, length, stride = projected.shape
-        heads, chunks, channels = layer.value_heads, triton.cdiv(length, CHUNK), layer.channels
-        mixed = projected.new_empty(batch, length, channels)
-        _convolution[(triton.cdiv(length, 8), triton.cdiv(channels, 256), batch)](
-            projected, layer.taps, mixed, length, stride, channels, TAPS=layer.taps.shape[1], TOKENS=8, BLOCK=256,
-            num_warps=4,
-        )  # fmt: skip
-
-        tokens = batch * heads * chunks * CHUNK
-        queries, keys, readers = (projected.new_empty(tokens * layer.key_width) for _ in range(3))
-        scores = projected.new_empty(tokens * CHUNK)
-        values = torch.empty(tokens * layer.value_width, dtype=torch.float32, device=projected.device)
-        falls = torch.empty(tokens // CHUNK, dtype=torch.float32, device=projected.device)
-        gate_at = channels + heads * layer.value_width
-        precision = _precision(projected.dtype)
-        _delta_chunks[(chunks, batch * heads)](
-            mixed, projected, layer.decay, layer.time_bias, queries, keys, values, readers, scores, falls, length,
-            stride, gate_at, layer.key_width**-0.5, HK=layer.key_heads, HV=heads, DK=layer.key_width,
-            DV=layer.value_width, C=CHUNK, PRECISION=precision,
-            EXACT="ieee" if precision == "ieee" else "tf32x3", num_warps=8,
-        )  # fmt: skip
-        out = projected.new_empty(batch, length, heads * layer.value_width)
-        part = min(32, layer.value_width)
-        _delta_scan[(layer.value_width // part, batch * heads)](
-            queries, keys, values, readers, scores, falls, out, length, HV=heads, DK=layer.key_width,
-            DV=layer.value_width, BV=part, C=CHUNK, CHUNKS=chunks, PRECISION=precision, num_warps=4,
-            num_stages=_stages(projected),
-        )  # fmt: skip
-        gated = torch.empty_like(out)
-        _gated_norm[(batch * length,)](
-            out, projected, layer.norm, gated, stride, channels, layer.epsilon, HV=heads, DV=layer.value_width,
-            num_warps=8,
-        )  # fmt: skip
-        return gated
-
-    @staticmethod
-    def _split(
-        x: torch.Tensor,
-        norms: tuple[torch.Tensor, torch.Tensor] | None,
-        rotary: Rotary,
-        heads: int,
-        groups: int,
-        width: int,
-        gated: bool,
-        into: KeyValues,
-        first: int = 0,
-        epsilon: float = 1e-6,
-    ) -> torch.Tensor:
-        """Queries (B, heads, L, width) of (B, L, …) ``x``; its keys and values go ``into`` slots from ``first``."""
-        batch, length, stride = x.shape
-        query = x.new_empty(batch, heads, length, width)
-        keys, values = into
-        step = 2 * width if gated else width
-        key_at = heads * step
-        weights = (x, x) if norms is None else norms
-        block = 8
-        parts = triton.cdiv(heads, block) + 2 * triton.cdiv(groups, block)
-        turned = rotary[0].shape[-1]
-        _split_heads[(batch * length, parts)](
-            x, weights[0], weights[1], rotary[0], rotary[1], query, keys, values, stride, step, key_at,
-            key_at + groups * width, heads, groups, length, rotary[0].numel() // turned,
-            keys.stride(0), keys.stride(1), first, epsilon, D=width, R=turned,
-            REPEAT=keys.shape[1] // groups, NORMED=norms is not None, N=block,
-            num_warps=4 if width > 64 else 2,
-        )  # fmt: skip
-        return query
-
-    def text_attention(
-        self,
-        projected: torch.Tensor,
-        query_norm: torch.Tensor,
-        key_norm: torch.Tensor,
-        rotary: Rotary,
-        heads: int,
-        groups: int,
-        epsilon: float,
-    ) -> torch.Tensor:
-        batch, length, stride = projected.shape
-        width = query_norm.shape[0]
-        key, value = (projected.new_empty(batch, heads, length, width) for _ in range(2))
-        norms = (query_norm, key_norm)
-        query = self._split(projected, norms, rotary, heads, groups, width, True, (key, value), epsilon=epsilon)
-        seen = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        seen = seen.transpose(1, 2).contiguous()
-        out = torch.empty_like(seen)
-        _sigmoid_product[(batch * length, heads)](seen, projected, out, stride, HEADS=heads, D=width, num_warps=1)
-        return out.flatten(2)
-
-    def image_attention(self, projected: torch.Tensor, rotary: Rotary, heads: int) -> torch.Tensor:
-        count, patches, stride = projected.shape
-        width = stride // (3 * heads)
-        key, value = (projected.new_empty(count, heads, patches, width) for _ in range(2))
-        query = self._split(projected, None, rotary, heads, heads, width, False, (key, value))
-        out = torch.nn.functional.scaled_dot_product_attention(query, key, value)
-        return out.transpose(1, 2).flatten(2)
-
-    def context_heads(
-        self, projected: torch.Tensor, norms: KeyValues, rotary: Rotary, heads: int, room: int
-    ) -> tuple[torch.Tensor, KeyValues]:
-        batch, length, stride = projected.shape
-        width = stride // (3 * heads)
-        keys, values = (projected.new_empty(batch, heads, length + room, width) for _ in range(2))
-        query = self._split(projected, norms, rotary, heads, heads, width, False, (keys, values))
-        return query, (keys, values)
-
-    def action_heads(
-        self, projected: torch.Tensor, norms: KeyValues, rotary: Rotary, heads: int, context: KeyValues
-    ) -> tuple[torch.Tensor, KeyValues]:
-        width = context[0].shape[3]
-        first = context[0].shape[2] - projected.shape[1]
-        return self._split(projected, norms, rotary, heads, heads, width, False, context, first), context
-
-    def attention(self, query: torch.Tensor, keys: KeyValues, valid: Valid, actions: bool) -> torch.Tensor:
-        batch, heads, tokens, width = query.shape
-        slots = keys[0].shape[2]
-        out = query.new_empty(batch, tokens, heads * width)
-        context = slots - valid.actions
-        block = 16 if tokens <= 16 else 64
-        _attention[(triton.cdiv(tokens, block), batch * heads)](
-            query, keys[0], keys[1], valid.lengths, out, tokens, valid.prompt, context, slots, heads, width**-0.5,
-            ACTIONS=actions, BLOCKS=triton.cdiv(slots if actions else context, 64), D=width, Q=block, K=64,
-            PRECISION=_precision(query.dtype), num_warps=4,
-        )  # fmt: skip
-        return out

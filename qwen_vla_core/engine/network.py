@@ -29,13 +29,12 @@ class Prefix:
 
     def context(self, arrangement: Arrangement) -> Context:
         """The same as the eager decoder's value, for samplers that call ``ActionDecoder.denoise_step`` themselves."""
-        count = self.tokens.shape[1]
         return Context(
             self.tokens,
             arrangement.context_rotary,
             arrangement.valid.context_mask,
             arrangement.next_position,
-            tuple((keys[:, :, :count], values[:, :, :count]) for keys, values in self.keys),
+            tuple(self.keys),
         )
 
 
@@ -70,8 +69,7 @@ class Network:
         tokens = self.decoder.tokens(hidden, state_bs)
         if not self.cached:
             return Prefix(tokens, [])
-        keys = self.decoder.context(tokens, arrangement.context_rotary, arrangement.valid, arrangement.bucket.horizon)
-        return Prefix(tokens, keys)
+        return Prefix(tokens, self.decoder.context(tokens, arrangement.context_rotary, arrangement.valid))
 
     def integrate(self, arrangement: Arrangement, prefix: Prefix, noise_bhk: torch.Tensor, steps: int) -> torch.Tensor:
         """Noise → normalised chunks (B, H, K); every Euler step."""

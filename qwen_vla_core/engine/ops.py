@@ -272,19 +272,18 @@ class TorchOps:
         return out.transpose(1, 2).flatten(2)
 
     def context_heads(
-        self, projected: torch.Tensor, norms: KeyValues, rotary: Rotary, heads: int, room: int
+        self, projected: torch.Tensor, norms: KeyValues, rotary: Rotary, heads: int
     ) -> tuple[torch.Tensor, KeyValues]:
-        """Queries and the keys and values of context tokens.
+        """Queries, and keys and values, of tokens of the decoder.
 
         Args:
             projected: (B, C, 3 heads d).
             norms: of queries and of keys, (d,) each.
             rotary: cos and sin, (B, 1, C, d).
             heads: of the decoder.
-            room: action tokens that will follow; kernels leave slots for them.
 
         Returns:
-            (B, heads, C, d) queries, and keys and values for ``attention`` and ``action_heads``.
+            (B, heads, C, d) queries, and as many keys and values.
         """
         query, key, value = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         width = query.shape[-1]
@@ -292,21 +291,26 @@ class TorchOps:
         key = rotate(functional.rms_norm(key, (width,), norms[1], 1e-6), rotary)
         return query, (key, value)
 
-    def action_heads(
-        self, projected: torch.Tensor, norms: KeyValues, rotary: Rotary, heads: int, context: KeyValues
-    ) -> tuple[torch.Tensor, KeyValues]:
-        """As ``context_heads`` for action tokens; the keys and values are those of context and actions."""
-        query, (key, value) = self.context_heads(projected, norms, rotary, heads, 0)
-        return query, (torch.cat((context[0], key), 2), torch.cat((context[1], value), 2))
+    def context_attention(self, query: torch.Tensor, keys: KeyValues, valid: Valid) -> torch.Tensor:
+        """Full attention of context tokens to the real ones: (B, heads, C, d) → (B, C, heads · d)."""
+        return attend(query, keys[0], keys[1], valid.context_mask).transpose(1, 2).flatten(2)
 
-    def attention(self, query: torch.Tensor, keys: KeyValues, valid: Valid, actions: bool) -> torch.Tensor:
-        """Full attention to every real token → (B, tokens, heads · d).
+    def action_attention(
+        self, projected: torch.Tensor, norms: KeyValues, rotary: Rotary, heads: int, context: KeyValues, valid: Valid
+    ) -> torch.Tensor:
+        """Action tokens, (B, H, 3 heads d) as projected, attending to context and themselves → (B, H, heads · d)."""
+        query, (key, value) = self.context_heads(projected, norms, rotary, heads)
+        keys, values = torch.cat((context[0], key), 2), torch.cat((context[1], value), 2)
+        return attend(query, keys, values, valid.key_mask).transpose(1, 2).flatten(2)
 
-        Args:
-            query: (B, heads, tokens, d).
-            keys: from ``context_heads`` or ``action_heads``.
-            valid: which keys are real.
-            actions: whether the keys include the actions.
-        """
-        out = attend(query, keys[0], keys[1], valid.key_mask if actions else valid.context_mask)
-        return out.transpose(1, 2).flatten(2)
+    def few(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """x @ weightᵀ for few tokens."""
+        return functional.linear(x, weight)
+
+    def few_gated(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """silu(gate) · up of few tokens, with both weights one above the other."""
+        return self.silu_product(functional.linear(x, weight))
+
+    def few_summed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """As ``few``, for ``add_layer_norm`` only: kernels may leave the sum over parts of the product to it."""
+        return functional.linear(x, weight)

@@ -1,0 +1,258 @@
+"""``TritonOps``: the operations of ``ops.TorchOps`` as CUDA kernels.
+
+Between matrix products a step of the decoder is a few dozen values per thread: its time is the number of kernels, and
+that of its products is reading their weights. So what lies between two products is one kernel, and products with few
+rows are split over as many processors as it takes to read at full speed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from qwen_vla_core.engine import kernels
+from qwen_vla_core.engine.ops import DeltaLayer, KeyValues, Rotary, TorchOps, Valid
+
+CHUNK = 64  # tokens of the delta rule solved at once
+FEW_ROWS = 64  # more rows than this go to the library's matrix product
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How ``kernels.few`` is cut: output columns and depth per block, warps, stages of its pipeline."""
+
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+FEW = Plan(32, 128, 4, 5)
+FEW_GATED = Plan(32, 128, 4, 4)
+
+
+def _pointer(tensor: torch.Tensor | None, fallback: torch.Tensor) -> torch.Tensor:
+    return fallback if tensor is None else tensor
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def _stages(x: torch.Tensor) -> int:
+    """Stages of a software pipeline that holds 64 KiB each: as many as fit this chip's shared memory."""
+    if x.device.type != "cuda" or x.dtype == torch.float32:
+        return 1
+    return 2 if torch.cuda.get_device_capability(x.device) in ((8, 0), (9, 0), (10, 0)) else 1
+
+
+class TritonOps(TorchOps):
+    """Every operation as kernels; see ``TorchOps`` for what each does."""
+
+    name = "triton"
+
+    def _norm(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor | None,
+        gate: torch.Tensor | None,
+        scale: torch.Tensor | None,
+        shift: torch.Tensor | None,
+        epsilon: float,
+        centred: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        width = x.shape[-1]
+        rows = x.numel() // width
+        out = torch.empty_like(x)
+        total = x if y is None else torch.empty_like(x)
+        parts = 0 if y is None else y.numel() // x.numel()
+        block = triton.next_power_of_2(width)
+        kernels.add_norm[(rows,)](
+            x, _pointer(y, x), _pointer(gate, x), _pointer(scale, x), _pointer(shift, x), total, out, width, epsilon,
+            PARTS=parts, GATED=gate is not None, SCALED=scale is not None, SHIFTED=shift is not None,
+            CENTRED=centred, BLOCK=block, num_warps=4 if block <= 2048 else 8,
+        )  # fmt: skip
+        return total, out
+
+    def add_rms_norm(
+        self, x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._norm(x, y, None, weight, None, epsilon, False)
+
+    def add_layer_norm(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
+        gate: torch.Tensor | None = None,
+        scale: torch.Tensor | None = None,
+        shift: torch.Tensor | None = None,
+        epsilon: float = 1e-5,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._norm(x, y, gate, scale, shift, epsilon, True)
+
+    def silu_product(self, both: torch.Tensor) -> torch.Tensor:
+        width = both.shape[-1] // 2
+        rows = both.numel() // (2 * width)
+        out = both.new_empty(*both.shape[:-1], width)
+        kernels.silu_product[(rows, triton.cdiv(width, 1024))](both, out, width, BLOCK=1024, num_warps=4)
+        return out
+
+    def delta_net(self, projected: torch.Tensor, layer: DeltaLayer) -> torch.Tensor:
+        batch, length, stride = projected.shape
+        heads, chunks, channels = layer.value_heads, triton.cdiv(length, CHUNK), layer.channels
+        mixed = projected.new_empty(batch, length, channels)
+        kernels.convolution[(triton.cdiv(length, 8), triton.cdiv(channels, 256), batch)](
+            projected, layer.taps, mixed, length, stride, channels, TAPS=layer.taps.shape[1], TOKENS=8, BLOCK=256,
+            num_warps=4,
+        )  # fmt: skip
+
+        tokens = batch * heads * chunks * CHUNK
+        queries, keys, readers = (projected.new_empty(tokens * layer.key_width) for _ in range(3))
+        scores = projected.new_empty(tokens * CHUNK)
+        values = torch.empty(tokens * layer.value_width, dtype=torch.float32, device=projected.device)
+        falls = torch.empty(tokens // CHUNK, dtype=torch.float32, device=projected.device)
+        gate_at = channels + heads * layer.value_width
+        precision = _precision(projected.dtype)
+        kernels.delta_chunks[(chunks, batch * heads)](
+            mixed, projected, layer.decay, layer.time_bias, queries, keys, values, readers, scores, falls, length,
+            stride, gate_at, layer.key_width**-0.5, HK=layer.key_heads, HV=heads, DK=layer.key_width,
+            DV=layer.value_width, C=CHUNK, PRECISION=precision,
+            EXACT="ieee" if precision == "ieee" else "tf32x3", num_warps=8,
+        )  # fmt: skip
+        out = projected.new_empty(batch, length, heads * layer.value_width)
+        part = min(32, layer.value_width)
+        kernels.delta_scan[(layer.value_width // part, batch * heads)](
+            queries, keys, values, readers, scores, falls, out, length, HV=heads, DK=layer.key_width,
+            DV=layer.value_width, BV=part, C=CHUNK, CHUNKS=chunks, PRECISION=precision, num_warps=4,
+            num_stages=_stages(projected),
+        )  # fmt: skip
+        gated = torch.empty_like(out)
+        kernels.gated_norm[(batch * length,)](
+            out, projected, layer.norm, gated, stride, channels, layer.epsilon, HV=heads, DV=layer.value_width,
+            num_warps=8,
+        )  # fmt: skip
+        return gated
+
+    @staticmethod
+    def _split(
+        x: torch.Tensor,
+        norms: tuple[torch.Tensor, torch.Tensor] | None,
+        rotary: Rotary,
+        heads: int,
+        groups: int,
+        width: int,
+        gated: bool,
+        into: KeyValues,
+        epsilon: float = 1e-6,
+    ) -> torch.Tensor:
+        """Queries (B, heads, L, width) of (B, L, …) ``x``; its keys and values go ``into`` tensors of theirs."""
+        batch, length, stride = x.shape
+        query = x.new_empty(batch, heads, length, width)
+        keys, values = into
+        step = 2 * width if gated else width
+        key_at = heads * step
+        weights = (x, x) if norms is None else norms
+        block = 8
+        parts = triton.cdiv(heads, block) + 2 * triton.cdiv(groups, block)
+        turned = rotary[0].shape[-1]
+        kernels.split_heads[(batch * length, parts)](
+            x, weights[0], weights[1], rotary[0], rotary[1], query, keys, values, stride, step, key_at,
+            key_at + groups * width, heads, groups, length, rotary[0].numel() // turned, epsilon, D=width, R=turned,
+            REPEAT=keys.shape[1] // groups, NORMED=norms is not None, N=block,
+            num_warps=4 if width > 64 else 2,
+        )  # fmt: skip
+        return query
+
+    def text_attention(
+        self,
+        projected: torch.Tensor,
+        query_norm: torch.Tensor,
+        key_norm: torch.Tensor,
+        rotary: Rotary,
+        heads: int,
+        groups: int,
+        epsilon: float,
+    ) -> torch.Tensor:
+        batch, length, stride = projected.shape
+        width = query_norm.shape[0]
+        key, value = (projected.new_empty(batch, heads, length, width) for _ in range(2))
+        norms = (query_norm, key_norm)
+        query = self._split(projected, norms, rotary, heads, groups, width, True, (key, value), epsilon=epsilon)
+        seen = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        seen = seen.transpose(1, 2).contiguous()
+        out = torch.empty_like(seen)
+        kernels.sigmoid_product[(batch * length, heads)](
+            seen, projected, out, stride, HEADS=heads, D=width, num_warps=1
+        )
+        return out.flatten(2)
+
+    def image_attention(self, projected: torch.Tensor, rotary: Rotary, heads: int) -> torch.Tensor:
+        count, patches, stride = projected.shape
+        width = stride // (3 * heads)
+        key, value = (projected.new_empty(count, heads, patches, width) for _ in range(2))
+        query = self._split(projected, None, rotary, heads, heads, width, False, (key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        return out.transpose(1, 2).flatten(2)
+
+    def context_heads(
+        self, projected: torch.Tensor, norms: KeyValues, rotary: Rotary, heads: int
+    ) -> tuple[torch.Tensor, KeyValues]:
+        batch, length, stride = projected.shape
+        width = stride // (3 * heads)
+        keys, values = (projected.new_empty(batch, heads, length, width) for _ in range(2))
+        query = self._split(projected, norms, rotary, heads, heads, width, False, (keys, values))
+        return query, (keys, values)
+
+    def context_attention(self, query: torch.Tensor, keys: KeyValues, valid: Valid) -> torch.Tensor:
+        batch, heads, tokens, width = query.shape
+        out = query.new_empty(batch, tokens, heads * width)
+        kernels.context_attention[(triton.cdiv(tokens, 64), batch * heads)](
+            query, keys[0], keys[1], valid.lengths, out, tokens, valid.prompt, heads, width**-0.5,
+            BLOCKS=triton.cdiv(tokens, 64), D=width, Q=64, K=64, PRECISION=_precision(query.dtype), num_warps=4,
+            num_stages=_stages(query),
+        )  # fmt: skip
+        return out
+
+    def action_attention(
+        self, projected: torch.Tensor, norms: KeyValues, rotary: Rotary, heads: int, context: KeyValues, valid: Valid
+    ) -> torch.Tensor:
+        batch, tokens, stride = projected.shape
+        width = stride // (3 * heads)
+        slots = context[0].shape[2]
+        out = projected.new_empty(batch, tokens, heads * width)
+        kernels.action_attention[(batch * heads,)](
+            projected, norms[0], norms[1], rotary[0], rotary[1], context[0], context[1], valid.lengths, out, tokens,
+            valid.prompt, slots, heads, width**-0.5, BLOCKS=triton.cdiv(slots, 64), D=width,
+            Q=max(16, triton.next_power_of_2(tokens)), K=64, PRECISION=_precision(projected.dtype), num_warps=4,
+            num_stages=1 if projected.dtype == torch.float32 else 3,
+        )  # fmt: skip
+        return out
+
+    def few(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return self._few(x, weight, False, 1)
+
+    def few_gated(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return self._few(x, weight, True, 1)
+
+    def few_summed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        split = 8 if x.shape[-1] >= 4096 else 4
+        return self._few(x, weight, False, split)
+
+    def _few(self, x: torch.Tensor, weight: torch.Tensor, gated: bool, split: int) -> torch.Tensor:
+        depth = x.shape[-1]
+        rows, width = x.numel() // depth, weight.shape[0] // (2 if gated else 1)
+        plan = FEW_GATED if gated else FEW
+        if rows > FEW_ROWS or width % plan.columns or depth % plan.depth:
+            return super().few_gated(x, weight) if gated else super().few(x, weight)
+        while depth % (split * plan.depth):
+            split //= 2
+        shape = (*x.shape[:-1], width)
+        out = x.new_empty(shape) if split == 1 else x.new_empty((split, *shape), dtype=torch.float32)
+        kernels.few[(width // plan.columns, split)](
+            x, weight, out, rows, width, depth, GATED=gated, SPLIT=split, STEPS=depth // split // plan.depth,
+            M=max(16, triton.next_power_of_2(rows)), N=plan.columns, K=plan.depth, PRECISION=_precision(x.dtype),
+            num_warps=plan.warps, num_stages=plan.stages,
+        )  # fmt: skip
+        return out
