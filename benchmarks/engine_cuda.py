@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from engine_tune import events, tune
 
 from qwen_vla_core.actions.normalize import Quantiles
 from qwen_vla_core.embodiment import Embodiment, build_prompt, load_embodiment
@@ -94,21 +95,6 @@ def request(policy: QwenVLA, views: int, seed: int = 0) -> Request:
     observation = Observation(images, rng.uniform(-1, 1, len(robot.state_channels)), instruction)
     noise = rng.standard_normal((robot.control.horizon, policy.config.decoder.channels), dtype=np.float32)
     return Request(observation, robot.name, noise_hk=noise)
-
-
-def events(call: Callable[[], Any], repeats: int, warm: int = 3) -> float:
-    """Median milliseconds on the GPU, by CUDA events around each call."""
-    for _ in range(warm):
-        call()
-    pairs = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        pairs.append((start, end))
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in pairs)
 
 
 def wall(call: Callable[[], Any], repeats: int, warm: int = 2) -> float:
@@ -249,9 +235,10 @@ def parity_bf16(policy: QwenVLA, say: Say) -> tuple[dict[str, Any], dict[tuple[i
     return found, references
 
 
-def measure(repeats: int, profile: bool, say: Say) -> dict[str, Any]:
+def measure(repeats: int, profile: bool, tuning: bool, say: Say) -> dict[str, Any]:
     """Everything; a failing part is reported and the others go on."""
     begun = time.monotonic()
+    torch.backends.cudnn.allow_tf32 = False  # float32 references are float32
     report: dict[str, Any] = {"machine": machine(), "parity": {}, "rows": [], "errors": []}
     say(str(report["machine"]))
 
@@ -299,6 +286,8 @@ def measure(repeats: int, profile: bool, say: Say) -> dict[str, Any]:
         say(str(report["parts_ms"]))
         if profile:
             report["kernels"] = attempt("profile", lambda: profile_kernels(engines["kernels"], say))
+        if tuning:
+            report["tuning"] = attempt("tuning", lambda: tune(engines["kernels"].network, say))
     report["seconds"] = time.monotonic() - begun
     say(f"[{report['seconds']:.0f} s] done")
     return report

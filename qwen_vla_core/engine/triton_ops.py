@@ -37,6 +37,11 @@ def _pointer(tensor: torch.Tensor | None, fallback: torch.Tensor) -> torch.Tenso
     return fallback if tensor is None else tensor
 
 
+def _fits(*sizes: int) -> bool:
+    """Whether kernels can hold these sizes in one block: powers of two that a matrix unit takes."""
+    return all(size >= 16 and size & (size - 1) == 0 for size in sizes)
+
+
 def _precision(dtype: torch.dtype) -> str:
     return "ieee" if dtype == torch.float32 else "tf32"
 
@@ -101,6 +106,8 @@ class TritonOps(TorchOps):
 
     def delta_net(self, projected: torch.Tensor, layer: DeltaLayer) -> torch.Tensor:
         batch, length, stride = projected.shape
+        if not _fits(layer.key_width, layer.value_width, 16 * layer.value_heads):
+            return super().delta_net(projected, layer)
         heads, chunks, channels = layer.value_heads, triton.cdiv(length, CHUNK), layer.channels
         mixed = projected.new_empty(batch, length, channels)
         kernels.convolution[(triton.cdiv(length, 8), triton.cdiv(channels, 256), batch)](
@@ -177,6 +184,8 @@ class TritonOps(TorchOps):
     ) -> torch.Tensor:
         batch, length, stride = projected.shape
         width = query_norm.shape[0]
+        if not _fits(width, rotary[0].shape[-1]):
+            return super().text_attention(projected, query_norm, key_norm, rotary, heads, groups, epsilon)
         key, value = (projected.new_empty(batch, heads, length, width) for _ in range(2))
         norms = (query_norm, key_norm)
         query = self._split(projected, norms, rotary, heads, groups, width, True, (key, value), epsilon=epsilon)
@@ -191,6 +200,8 @@ class TritonOps(TorchOps):
     def image_attention(self, projected: torch.Tensor, rotary: Rotary, heads: int) -> torch.Tensor:
         count, patches, stride = projected.shape
         width = stride // (3 * heads)
+        if not _fits(width):
+            return super().image_attention(projected, rotary, heads)
         key, value = (projected.new_empty(count, heads, patches, width) for _ in range(2))
         query = self._split(projected, None, rotary, heads, heads, width, False, (key, value))
         out = torch.nn.functional.scaled_dot_product_attention(query, key, value)
@@ -201,12 +212,16 @@ class TritonOps(TorchOps):
     ) -> tuple[torch.Tensor, KeyValues]:
         batch, length, stride = projected.shape
         width = stride // (3 * heads)
+        if not _fits(width):
+            return super().context_heads(projected, norms, rotary, heads)
         keys, values = (projected.new_empty(batch, heads, length, width) for _ in range(2))
         query = self._split(projected, norms, rotary, heads, heads, width, False, (keys, values))
         return query, (keys, values)
 
     def context_attention(self, query: torch.Tensor, keys: KeyValues, valid: Valid) -> torch.Tensor:
         batch, heads, tokens, width = query.shape
+        if not _fits(width):
+            return super().context_attention(query, keys, valid)
         out = query.new_empty(batch, tokens, heads * width)
         kernels.context_attention[(triton.cdiv(tokens, 64), batch * heads)](
             query, keys[0], keys[1], valid.lengths, out, tokens, valid.prompt, heads, width**-0.5,
@@ -220,6 +235,8 @@ class TritonOps(TorchOps):
     ) -> torch.Tensor:
         batch, tokens, stride = projected.shape
         width = stride // (3 * heads)
+        if not _fits(width):
+            return super().action_attention(projected, norms, rotary, heads, context, valid)
         slots = context[0].shape[2]
         out = projected.new_empty(batch, tokens, heads * width)
         kernels.action_attention[(batch * heads,)](
