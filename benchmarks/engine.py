@@ -32,7 +32,6 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=30, help="timed calls per figure (default: 30)")
     parser.add_argument("--compile", action="store_true", help="CPU: also with torch.compile")
     parser.add_argument("--profile", action="store_true", help="CUDA: also the time of each kernel")
-    parser.add_argument("--tune", action="store_true", help="CUDA: also plans of the few-row products")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE")
     args = parser.parse_args()
     quiet = args.json == "-"
@@ -45,7 +44,7 @@ def main() -> int:
     if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()):
         import engine_cuda
 
-        report = engine_cuda.measure(args.repeats, args.profile, args.tune, say)
+        report = engine_cuda.measure(args.repeats, args.profile, say)
     else:
         import engine_cpu
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine_tune import events, tune
 
 from qwen_vla_core.actions.normalize import Quantiles
 from qwen_vla_core.embodiment import Embodiment, build_prompt, load_embodiment
+from qwen_vla_core.engine import triton_ops
 from qwen_vla_core.engine.graphs import Recorded
 from qwen_vla_core.engine.local import LocalEngine
 from qwen_vla_core.interfaces import Observation, Request
@@ -95,6 +95,21 @@ def request(policy: QwenVLA, views: int, seed: int = 0) -> Request:
     observation = Observation(images, rng.uniform(-1, 1, len(robot.state_channels)), instruction)
     noise = rng.standard_normal((robot.control.horizon, policy.config.decoder.channels), dtype=np.float32)
     return Request(observation, robot.name, noise_hk=noise)
+
+
+def events(call: Callable[[], Any], repeats: int, warm: int = 3) -> float:
+    """Median milliseconds on the GPU, by CUDA events around each call."""
+    for _ in range(warm):
+        call()
+    pairs = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        pairs.append((start, end))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in pairs)
 
 
 def wall(call: Callable[[], Any], repeats: int, warm: int = 2) -> float:
@@ -235,7 +250,7 @@ def parity_bf16(policy: QwenVLA, say: Say) -> tuple[dict[str, Any], dict[tuple[i
     return found, references
 
 
-def measure(repeats: int, profile: bool, tuning: bool, say: Say) -> dict[str, Any]:
+def measure(repeats: int, profile: bool, say: Say) -> dict[str, Any]:
     """Everything; a failing part is reported and the others go on."""
     begun = time.monotonic()
     torch.backends.cudnn.allow_tf32 = False  # float32 references are float32
@@ -260,11 +275,15 @@ def measure(repeats: int, profile: bool, tuning: bool, say: Say) -> dict[str, An
     slow = {(v, s): attempt("eager", lambda v=v, s=s: time_eager(policy, v, s)) for v in VIEWS for s in STEPS}
     say(f"[{time.monotonic() - begun:.0f} s] eager timed")
     engines: dict[str, LocalEngine] = {}
-    for name, kernels in (("kernels", True), ("torch ops", False)):
+    for name, kernels in (("kernels", True), ("no overlap", True)):
+        triton_ops.OVERLAP = name == "kernels"
         engine = attempt(f"engine {name}", lambda kernels=kernels: LocalEngine(policy, kernels=kernels))
         if engine is None:
             continue
-        cases = [(v, s) for v in VIEWS for s in STEPS] if kernels else [(3, 10)]
+        if kernels:
+            report["plans"] = {str(shape): str(plan) for shape, plan in engine.network.ops.plans.items()}
+            say(f"[{time.monotonic() - begun:.0f} s] {report['plans']}")
+        cases = [(v, s) for v in VIEWS for s in STEPS] if name == "kernels" else [(3, 10)]
         for views, steps in cases:
             row = attempt(
                 f"{name} {views} {steps}", lambda e=engine, v=views, s=steps: time_engine(e, v, s, repeats, references)
@@ -281,13 +300,12 @@ def measure(repeats: int, profile: bool, tuning: bool, say: Say) -> dict[str, An
         else:
             engines[name] = engine
         say(f"[{time.monotonic() - begun:.0f} s] {name} timed")
+    triton_ops.OVERLAP = True
     if "kernels" in engines:
         report["parts_ms"] = attempt("parts", lambda: time_parts(engines["kernels"], repeats))
         say(str(report["parts_ms"]))
         if profile:
             report["kernels"] = attempt("profile", lambda: profile_kernels(engines["kernels"], say))
-        if tuning:
-            report["tuning"] = attempt("tuning", lambda: tune(engines["kernels"].network, say))
     report["seconds"] = time.monotonic() - begun
     say(f"[{report['seconds']:.0f} s] done")
     return report
@@ -359,7 +377,6 @@ def time_parts(engine: LocalEngine, repeats: int) -> dict[str, float]:
     one = Recorded(
         lambda: network.decoder.velocity(
             slot.noise,
-            arrangement.real,
             network.decoder.terms(10)[0],
             context.output,
             arrangement.action_rotary,

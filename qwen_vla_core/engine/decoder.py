@@ -127,7 +127,6 @@ class FastDecoder:
     def velocity(
         self,
         noisy_bhk: torch.Tensor,
-        real_bhk: torch.Tensor,
         terms: StepTerms,
         context: list[KeyValues],
         rotary: Rotary,
@@ -136,15 +135,17 @@ class FastDecoder:
         """One evaluation of the velocity field; see ``ActionDecoder.denoise_step``.
 
         Args:
-            noisy_bhk: (B, H, K) float32.
-            real_bhk: (B, H, K) or broadcastable, bool, real channels and steps.
+            noisy_bhk: (B, H, K) float32, zero in padded channels and steps.
             terms: of this step's flow time.
             context: from ``context``.
             rotary: cos and sin of the actions, (B, 1, H, head_dim).
             valid: which tokens are real.
+
+        Returns:
+            (B, H, K) predicted ``noise − data``; padded channels and steps hold anything finite.
         """
         ops, decoder = self.ops, self.decoder
-        x = decoder.action_in(torch.where(real_bhk, noisy_bhk, 0.0).to(self.dtype)) + self.indices(noisy_bhk.shape[1])
+        x = decoder.action_in(noisy_bhk.to(self.dtype)) + self.indices(noisy_bhk.shape[1])
         y: torch.Tensor | None = None
         gate: torch.Tensor | None = None
         for block, (shift1, scale1, gate1, shift2, scale2, gate2), known in zip(
@@ -155,7 +156,8 @@ class FastDecoder:
             x, normed = ops.add_layer_norm(x, ops.few_summed(attended, block.out), gate1, scale2, shift2)
             y, gate = ops.few_summed(ops.few_gated(normed, block.up), block.down), gate2
         _, normed = ops.add_layer_norm(x, y, gate, terms.last[1], terms.last[0])
-        return torch.where(real_bhk, decoder.action_out(normed).to(noisy_bhk.dtype), 0.0)
+        velocity: torch.Tensor = decoder.action_out(normed)
+        return velocity
 
     def integrate(
         self,
@@ -168,6 +170,8 @@ class FastDecoder:
     ) -> torch.Tensor:
         """All Euler steps from τ = 1 to 0; as ``flow.integrate``."""
         current = torch.where(real_bhk, noise_bhk, 0.0)
+        stride = real_bhk * (-1.0 / steps)
         for terms in self.terms(steps):
-            current = current - self.velocity(current, real_bhk, terms, context, rotary, valid) / steps
+            velocity = self.velocity(current, terms, context, rotary, valid)
+            current = torch.addcmul(current, velocity.to(current.dtype), stride)
         return current

@@ -70,6 +70,7 @@ class LocalEngine:
         use_graphs = on_cuda if graphs is None else graphs
         half = policy.decoder.context_in.weight.dtype in (torch.bfloat16, torch.float16)
         self.network = Network(policy, make_ops(on_cuda and half if kernels is None else kernels))
+        self.network.tune(max((robot.control.horizon for robot in policy.embodiments.values()), default=1))
         self._captured = Captured(self.network) if use_graphs else None
         self._prefill, self._integrate = self.network.prefill, self.network.integrate
         self._prepare = Preparer(policy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -36,6 +36,13 @@ class Prefix:
             arrangement.next_position,
             tuple(self.keys),
         )
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """Operations that choose between plans by measuring them."""
+
+    def tune(self, kind: str, weights: list[torch.Tensor], rows: int) -> object: ...
 
 
 class Network:
@@ -95,6 +102,16 @@ class Network:
         if self.cached:
             self.decoder.terms(steps)
             self.decoder.indices(arrangement.bucket.horizon)
+
+    def tune(self, rows: int) -> None:
+        """Lets the kernels measure how they read this decoder's weights fastest; nothing without kernels or CUDA."""
+        ops, blocks = self.ops, self.decoder.blocks
+        if not self.cached or not isinstance(ops, Tunable) or blocks[0].qkv.device.type != "cuda":
+            return
+        ops.tune("few", [block.qkv for block in blocks], rows)
+        ops.tune("few_summed", [block.out for block in blocks], rows)
+        ops.tune("few_gated", [block.up for block in blocks], rows)
+        ops.tune("few_summed", [block.down for block in blocks], rows)
 
     def _hidden(self, arrangement: Arrangement, pictures: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """(B, L, D) last hidden states."""

@@ -145,6 +145,10 @@ class TorchOps:
         """x @ weightᵀ + bias."""
         return functional.linear(x, weight, bias)
 
+    def linear_gelu(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """``linear``, then the tanh form of GELU."""
+        return functional.gelu(functional.linear(x, weight, bias), approximate="tanh")
+
     def add_rms_norm(
         self, x: torch.Tensor, y: torch.Tensor | None, weight: torch.Tensor, epsilon: float
     ) -> tuple[torch.Tensor, torch.Tensor]:

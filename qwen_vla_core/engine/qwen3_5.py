@@ -91,7 +91,8 @@ class FastQwen35:
         if config.model_type != "qwen3_5":
             return False
         text = config.get_text_config()
-        return text.hidden_act == "silu" and not text.attention_bias
+        tower = config.vision_config
+        return text.hidden_act == "silu" and tower.hidden_act == "gelu_pytorch_tanh" and not text.attention_bias
 
     def _layer(self, layer: Any) -> TextLayer:
         norms = tuple(
@@ -197,7 +198,7 @@ class FastQwen35:
             y = ops.linear(seen, attention.proj.weight, attention.proj.bias)
             x, normed = ops.add_layer_norm(x, y, None, block.norm2.weight, block.norm2.bias, block.norm2.eps)
             mlp = block.mlp
-            hidden = mlp.act_fn(ops.linear(normed, mlp.linear_fc1.weight, mlp.linear_fc1.bias))
+            hidden = ops.linear_gelu(normed, mlp.linear_fc1.weight, mlp.linear_fc1.bias)
             y = ops.linear(hidden, mlp.linear_fc2.weight, mlp.linear_fc2.bias)
         merger = self.visual.merger
         _, normed = ops.add_layer_norm(x, y, None, merger.norm.weight, merger.norm.bias, merger.norm.eps)

@@ -7,6 +7,8 @@ rows are split over as many processors as it takes to read at full speed.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,8 @@ import triton
 
 from qwen_vla_core.engine import kernels
 from qwen_vla_core.engine.ops import DeltaLayer, KeyValues, Rotary, TorchOps, Valid
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 64  # tokens of the delta rule solved at once
 FEW_ROWS = 64  # more rows than this go to the library's matrix product
@@ -28,18 +32,42 @@ class Plan:
     warps: int
     stages: int
 
+    split: int = 1  # parts of the depth that different blocks sum, for ``few_summed``
 
-FEW = Plan(32, 128, 4, 5)
-FEW_GATED = Plan(32, 128, 4, 4)
+
+PLAIN = Plan(32, 128, 4, 5)
+SUMMED = Plan(32, 128, 4, 5, 4)
+# What is tried on a device for the products of its decoder: the best differs between chips and widths.
+PLANS = (
+    Plan(16, 256, 4, 3),
+    Plan(32, 128, 4, 4),
+    Plan(32, 256, 4, 3),
+    Plan(32, 256, 8, 3),
+    Plan(64, 128, 4, 3),
+    Plan(64, 128, 8, 4),
+)
+SPLITS = (2, 4, 8)
+OVERLAP = True  # on chips that can, a kernel of an Euler step starts while the one before it ends
+AHEAD_BYTES = 16 * 2**20  # of weights that are called into the cache meanwhile
 
 
 def _pointer(tensor: torch.Tensor | None, fallback: torch.Tensor) -> torch.Tensor:
     return fallback if tensor is None else tensor
 
 
+def _launch(overlap: bool) -> dict[str, bool]:
+    """Arguments of a kernel that may overlap the one before it."""
+    return {"OVERLAP": True, "launch_pdl": True} if overlap else {"OVERLAP": False}
+
+
 def _fits(*sizes: int) -> bool:
     """Whether kernels can hold these sizes in one block: powers of two that a matrix unit takes."""
     return all(size >= 16 and size & (size - 1) == 0 for size in sizes)
+
+
+def _overlaps(x: torch.Tensor) -> bool:
+    """Whether programmatic dependent launch is used."""
+    return OVERLAP and x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -58,6 +86,9 @@ class TritonOps(TorchOps):
 
     name = "triton"
 
+    def __init__(self) -> None:
+        self.plans: dict[tuple[object, ...], Plan] = {}
+
     def _norm(
         self,
         x: torch.Tensor,
@@ -74,10 +105,11 @@ class TritonOps(TorchOps):
         total = x if y is None else torch.empty_like(x)
         parts = 0 if y is None else y.numel() // x.numel()
         block = triton.next_power_of_2(width)
+        overlap = rows <= FEW_ROWS and _overlaps(x)
         kernels.add_norm[(rows,)](
             x, _pointer(y, x), _pointer(gate, x), _pointer(scale, x), _pointer(shift, x), total, out, width, epsilon,
             PARTS=parts, GATED=gate is not None, SCALED=scale is not None, SHIFTED=shift is not None,
-            CENTRED=centred, BLOCK=block, num_warps=4 if block <= 2048 else 8,
+            CENTRED=centred, BLOCK=block, num_warps=4 if block <= 2048 and rows > FEW_ROWS else 8, **_launch(overlap),
         )  # fmt: skip
         return total, out
 
@@ -96,6 +128,10 @@ class TritonOps(TorchOps):
         epsilon: float = 1e-5,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return self._norm(x, y, gate, scale, shift, epsilon, True)
+
+    def linear_gelu(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        flat = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
+        return flat.view(*x.shape[:-1], -1)
 
     def silu_product(self, both: torch.Tensor) -> torch.Tensor:
         width = both.shape[-1] // 2
@@ -126,7 +162,7 @@ class TritonOps(TorchOps):
             mixed, projected, layer.decay, layer.time_bias, queries, keys, values, readers, scores, falls, length,
             stride, gate_at, layer.key_width**-0.5, HK=layer.key_heads, HV=heads, DK=layer.key_width,
             DV=layer.value_width, C=CHUNK, PRECISION=precision,
-            EXACT="ieee" if precision == "ieee" else "tf32x3", num_warps=8,
+            EXACT=precision, num_warps=8,
         )  # fmt: skip
         out = projected.new_empty(batch, length, heads * layer.value_width)
         part = min(32, layer.value_width)
@@ -241,35 +277,89 @@ class TritonOps(TorchOps):
         out = projected.new_empty(batch, tokens, heads * width)
         kernels.action_attention[(batch * heads,)](
             projected, norms[0], norms[1], rotary[0], rotary[1], context[0], context[1], valid.lengths, out, tokens,
-            valid.prompt, slots, heads, width**-0.5, BLOCKS=triton.cdiv(slots, 64), D=width,
-            Q=max(16, triton.next_power_of_2(tokens)), K=64, PRECISION=_precision(projected.dtype), num_warps=4,
-            num_stages=1 if projected.dtype == torch.float32 else 3,
+            valid.prompt, slots, heads, width**-0.5, BLOCKS=triton.cdiv(slots, 128), D=width,
+            Q=max(16, triton.next_power_of_2(tokens)), K=128, PRECISION=_precision(projected.dtype), num_warps=4,
+            num_stages=1 if projected.dtype == torch.float32 else 2,
+            **_launch(_overlaps(projected)),
         )  # fmt: skip
         return out
 
     def few(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return self._few(x, weight, False, 1)
+        return self._few(x, weight, "few")
 
     def few_gated(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return self._few(x, weight, True, 1)
+        return self._few(x, weight, "few_gated")
 
     def few_summed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        split = 8 if x.shape[-1] >= 4096 else 4
-        return self._few(x, weight, False, split)
+        return self._few(x, weight, "few_summed")
 
-    def _few(self, x: torch.Tensor, weight: torch.Tensor, gated: bool, split: int) -> torch.Tensor:
-        depth = x.shape[-1]
+    def _few(self, x: torch.Tensor, weight: torch.Tensor, kind: str, plan: Plan | None = None) -> torch.Tensor:
+        gated, depth = kind == "few_gated", x.shape[-1]
         rows, width = x.numel() // depth, weight.shape[0] // (2 if gated else 1)
-        plan = FEW_GATED if gated else FEW
-        if rows > FEW_ROWS or width % plan.columns or depth % plan.depth:
+        if plan is None:
+            plan = self.plans.get((kind, *weight.shape), SUMMED if kind == "few_summed" else PLAIN)
+        if rows > FEW_ROWS or width % plan.columns or depth % (plan.depth * plan.split):
             return super().few_gated(x, weight) if gated else super().few(x, weight)
-        while depth % (split * plan.depth):
-            split //= 2
-        shape = (*x.shape[:-1], width)
+        shape, split = (*x.shape[:-1], width), plan.split
         out = x.new_empty(shape) if split == 1 else x.new_empty((split, *shape), dtype=torch.float32)
+        ahead = -1
+        if _overlaps(x):
+            per_step = weight.shape[0] * split * plan.depth * weight.element_size()
+            ahead = min(depth // split // plan.depth, max(1, AHEAD_BYTES // per_step))
         kernels.few[(width // plan.columns, split)](
             x, weight, out, rows, width, depth, GATED=gated, SPLIT=split, STEPS=depth // split // plan.depth,
             M=max(16, triton.next_power_of_2(rows)), N=plan.columns, K=plan.depth, PRECISION=_precision(x.dtype),
-            num_warps=plan.warps, num_stages=plan.stages,
+            AHEAD=ahead, num_warps=plan.warps, num_stages=plan.stages, **({} if ahead < 0 else {"launch_pdl": True}),
         )  # fmt: skip
         return out
+
+    @torch.inference_mode()
+    def tune(self, kind: str, weights: list[torch.Tensor], rows: int) -> dict[Plan, float]:
+        """Measures every plan for one product and keeps the fastest.
+
+        Args:
+            kind: ``few``, ``few_gated`` or ``few_summed``.
+            weights: of all blocks, read one after the other so that no cache helps.
+            rows: of x.
+
+        Returns:
+            Microseconds per product (with the norm that sums its parts, for ``few_summed``) of every plan that ran.
+        """
+        device, depth = weights[0].device, weights[0].shape[1]
+        x = torch.randn(1, rows, depth, device=device, dtype=weights[0].dtype)
+        residual = torch.randn(1, rows, weights[0].shape[0], device=device, dtype=weights[0].dtype)
+        splits = SPLITS if kind == "few_summed" else (1,)
+        found: dict[Plan, float] = {}
+        for base in PLANS:
+            for split in splits:
+                plan = dataclasses.replace(base, split=split)
+                try:
+                    found[plan] = self._time(x, weights, kind, plan, residual)
+                except Exception as error:  # a plan that this chip has no room for
+                    logger.debug("%s %s: %s", kind, plan, error)
+        if found:
+            self.plans[kind, *weights[0].shape] = min(found, key=lambda plan: found[plan])
+        return found
+
+    def _time(
+        self, x: torch.Tensor, weights: list[torch.Tensor], kind: str, plan: Plan, residual: torch.Tensor
+    ) -> float:
+        def once() -> None:
+            for weight in weights:
+                y = self._few(x, weight, kind, plan)
+                if kind == "few_summed":
+                    self.add_layer_norm(residual, y)
+
+        once()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            once()
+        times = []
+        for _ in range(6):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+        return 1000.0 * sorted(times)[1] / len(weights)
