@@ -338,7 +338,7 @@ class TritonOps(TorchOps):
                 except Exception as error:  # a plan that this chip has no room for
                     logger.debug("%s %s: %s", kind, plan, error)
         if found:
-            self.plans[kind, *weights[0].shape] = min(found, key=lambda plan: found[plan])
+            self.plans[(kind, *weights[0].shape)] = min(found, key=lambda plan: found[plan])
         return found
 
     def _time(
