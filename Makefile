@@ -9,7 +9,7 @@ BIN := .venv/bin
 # The ROS 2 wheels do not set this; ROS tools and ament_index look their packages up through it.
 export AMENT_PREFIX_PATH := $(CURDIR)/.venv$(if $(AMENT_PREFIX_PATH),:$(AMENT_PREFIX_PATH))
 
-.PHONY: demo test lint train setup clean
+.PHONY: demo test lint train faults setup clean
 setup:
 	@scripts/setup.sh
 
@@ -23,6 +23,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+
+# Everything that may go wrong with a running robot, in real processes: what is promised, and what was measured.
+faults: setup
+	@$(BIN)/python scripts/faults.py $(ARGS)
 
 # One policy for three robots from nothing, every stage; goes on where it was interrupted.
 train: setup

@@ -34,7 +34,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
         (f"{SHARE}/launch", files("launch/*.launch.py")),
-        (f"{SHARE}/embodiments", files("embodiments/*.yaml", "embodiments/*.json")),
+        (f"{SHARE}/embodiments", files("embodiments/*.yaml", "embodiments/*.json", "embodiments/*.urdf")),
         *tree("config"),
         *tree("checkpoints"),
         (f"{SHARE}/training", files("training/*.py", "training/*.sh")),
@@ -44,6 +44,7 @@ setup(
     zip_safe=False,
     # ROS packages are never hard dependencies: a sourced ROS 2 provides them, or the [ros-wheels] extra does.
     install_requires=[
+        "msgpack>=1.0",
         "numpy>=1.26",
         "opencv-python",
         "pyyaml>=6",
@@ -55,6 +56,7 @@ setup(
         "torch>=2.6",
         "tqdm>=4.66",
         "transformers>=5.20,<6",
+        "websockets>=15",
     ],
     extras_require={
         "ros-wheels": [

@@ -17,7 +17,6 @@ import torch
 
 from qwen_vla_core.actions.normalize import Quantiles
 from qwen_vla_core.embodiment import Embodiment, build_prompt, load_embodiment
-from qwen_vla_core.engine import triton_ops
 from qwen_vla_core.engine.graphs import Recorded
 from qwen_vla_core.engine.local import LocalEngine
 from qwen_vla_core.interfaces import Observation, Request
@@ -275,8 +274,7 @@ def measure(repeats: int, profile: bool, say: Say) -> dict[str, Any]:
     slow = {(v, s): attempt("eager", lambda v=v, s=s: time_eager(policy, v, s)) for v in VIEWS for s in STEPS}
     say(f"[{time.monotonic() - begun:.0f} s] eager timed")
     engines: dict[str, LocalEngine] = {}
-    for name, kernels in (("no overlap", True), ("kernels", True)):
-        triton_ops.OVERLAP = name == "kernels"
+    for name, kernels in (("kernels", True), ("torch ops", False)):
         engine = attempt(f"engine {name}", lambda kernels=kernels: LocalEngine(policy, kernels=kernels))
         if engine is None:
             continue
@@ -302,7 +300,6 @@ def measure(repeats: int, profile: bool, say: Say) -> dict[str, Any]:
         else:
             engines[name] = engine
         say(f"[{time.monotonic() - begun:.0f} s] {name} timed")
-    triton_ops.OVERLAP = True
     if "kernels" in engines:
         report["parts_ms"] = attempt("parts", lambda: time_parts(engines["kernels"], repeats))
         say(str(report["parts_ms"]))

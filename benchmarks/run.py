@@ -21,7 +21,10 @@ BENCHMARKS = {
     "loader": "samples per CPU-second beside the plain way, and per second with two workers",
     "sim": "control steps per second of the ALOHA world with three cameras",
     "latency": "observation → chunk: decode, preprocess, backbone, decoder per step",
+    "serving": "what a policy server costs over the model in the same process; several clients at once",
+    "runtime": "continuity strategies under delay: success, jerk, jumps, idle time (small: 10 episodes a cell)",
     "controller": "period jitter of the controller node beside a bare loop",
+    "safety": "what one step of the controller's filter costs, part by part",
     "recorder": "recorder throughput, losses and CPU",
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -47,6 +47,9 @@ class ActionChunk:
     period_s: float
 
 
+CommittedUse = Literal["guided", "guided_jacobian", "prefix"]
+
+
 @dataclass(frozen=True)
 class Committed:
     """What the robot will be doing anyway while the next chunk is computed: the rest of the plan being played.
@@ -55,10 +58,13 @@ class Committed:
         actions_hc: (n, c) absolute actions in channel units, n <= H. Row i is due ``(i + 1)`` periods after the *new*
             observation's stamp, so that it lines up with row i of the new chunk.
         frozen: the first so many rows will have been executed before the new chunk can arrive.
+        use: how the sampler is to continue them: pulled towards them with a soft mask (``guided``, and with the
+            decoder's Jacobian), or with the frozen ones given as they are (``prefix``).
     """
 
     actions_hc: np.ndarray
     frozen: int
+    use: CommittedUse = "guided"
 
 
 @dataclass(frozen=True)

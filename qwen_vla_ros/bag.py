@@ -75,6 +75,14 @@ class EpisodeBag:
         fsync(self.path.parent)
         return self.path
 
+    def abandon(self, outcome: Mapping[str, Any]) -> None:
+        """Gives up after a failed write: what the disk took stays below ``.partial``, with the outcome if it fits."""
+        metadata = {**self._metadata, **outcome, "messages": self.messages, "bytes": self.size_bytes}
+        with contextlib.suppress(OSError):
+            self._writer.abort()
+        with contextlib.suppress(OSError):
+            atomic_write_json(self._partial / SIDECAR, metadata)
+
 
 def _type_name(message_type: type) -> str:
     return f"{message_type.__module__.split('.')[0]}/msg/{message_type.__name__}"

@@ -17,6 +17,7 @@ import qwen_vla_ros
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT, resource_dir
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, find_strategy
 
 Value = str | int | float | bool
 PACKAGE = "qwen_vla_ros"
@@ -52,6 +53,7 @@ def build_graph(
     embodiment: str = "aloha",
     checkpoint: str = DEFAULT_CHECKPOINT,
     instruction: str = "",
+    strategy: str = DEFAULT_STRATEGY,
     namespace: str = "",
     sim: bool = True,
     record: bool = True,
@@ -64,6 +66,9 @@ def build_graph(
     task: str = "",
     episode_timeout_s: float = 0.0,
     run_dir: str = "",
+    server: str = "",
+    server_token_file: str = "",
+    server_ca_file: str = "",
 ) -> list[NodeSpec]:
     """The nodes of one robot, in start order.
 
@@ -71,6 +76,7 @@ def build_graph(
         embodiment: shipped name or path of the robot's YAML.
         checkpoint: shipped name or folder of the policy's checkpoint.
         instruction: what to do; in simulation an empty one lets the world choose for every episode.
+        strategy: how chunks follow each other, of policy and controller (``runtime.continuity``).
         namespace: ROS namespace of all nodes (topics in the YAML that start with "/" stay where they are).
         sim: a simulated robot takes the place of the drivers.
         record: one MCAP bag per episode, below ``run_dir``.
@@ -84,6 +90,9 @@ def build_graph(
             empty, "all" for everything it knows.
         episode_timeout_s: simulated seconds until an episode counts as failed; 0: the world's own limit.
         run_dir: folder of this run's bags and summary; default: the next free ``rollouts/<date>_<number>``.
+        server: address of a policy server that is asked instead of a checkpoint, e.g. ``ws://gpu:8000``.
+        server_token_file: file with its token.
+        server_ca_file: certificate to trust for ``wss://``.
 
     Raises:
         UserError: The YAML is wrong, the robot has no simulation, or a flag has an impossible value.
@@ -97,8 +106,16 @@ def build_graph(
         )
     if log_level not in LOG_LEVELS:
         raise UserError(f"log_level '{log_level}' is none of {', '.join(LOG_LEVELS)}")
+    find_strategy(strategy)
     if params_file and not Path(params_file).is_file():
         raise UserError(f"params_file '{params_file}' does not exist")
+    if server and not server.startswith(("ws://", "wss://")):
+        raise UserError(f"server '{server}' is no address like ws://host:8000 or wss://host:8000")
+    for name, file in (("server_token_file", server_token_file), ("server_ca_file", server_ca_file)):
+        if file and not server:
+            raise UserError(f"{name} needs a server (server:=ws://host:8000, --server)")
+        if file and not Path(file).expanduser().is_file():
+            raise UserError(f"{name} '{file}' does not exist")
     yaml_path = robot.source_path if Path(robot.source_path).is_file() else embodiment
     environment = node_environment()
 
@@ -118,17 +135,19 @@ def build_graph(
         )
 
     # In simulation the simulator starts every episode: it resets the world, then gives the instruction.
-    nodes = [node("controller_node", 3, {"simulated": sim, "autostart": autostart, "start_on_activate": not sim})]
+    controller: dict[str, Value] = {"simulated": sim, "autostart": autostart, "start_on_activate": not sim}
+    nodes = [node("controller_node", 3, {**controller, "strategy": strategy})]
     if record:
-        recorder: dict[str, Value] = {"run_dir": run_dir, "checkpoint": checkpoint, "simulated": sim}
+        recorder: dict[str, Value] = {"run_dir": run_dir, "checkpoint": server or checkpoint, "simulated": sim}
         nodes.append(node("recorder_node", 2, {**recorder, "instruction": "" if sim else instruction}))
-    nodes.append(
-        node(
-            "policy_node",
-            0,
-            {"checkpoint": checkpoint, "instruction": "" if sim else instruction, "autostart": autostart},
-        )
-    )
+    policy: dict[str, Value] = {"checkpoint": checkpoint}
+    if server:
+        policy = {"server": server, "server_token_file": server_token_file, "server_ca_file": server_ca_file}
+    if sim:
+        policy["frozen_after_s"] = 0.0  # a simulated camera has no noise: a still scene is the same picture again
+    else:
+        policy["instruction"] = instruction
+    nodes.append(node("policy_node", 0, {**policy, "strategy": strategy, "autostart": autostart}))
     if sim:
         summary = str(Path(run_dir) / "summary.json") if run_dir else ""
         parameters: dict[str, Value] = {

@@ -92,17 +92,34 @@ def _joint_values(group: ActionGroup, names: list[str], values: Any) -> np.ndarr
 def _encode_trajectory(
     group: ActionGroup, values: np.ndarray, velocities: np.ndarray, stamp: TimeMsg, period_s: float
 ) -> JointTrajectory:
+    """Where to be in one period and how fast, and, if that is in motion, where a stop from there would end.
+
+    joint_trajectory_controller refuses trajectories that end in motion unless told otherwise, and follows the last one
+    to its end when no other comes: then it stops at the limits' deceleration. The next command replaces it before.
+    """
     del stamp  # stamp 0 means "now" to joint_trajectory_controller; a real stamp would be late by the time it arrives
-    seconds, nanoseconds = divmod(round(period_s * 1e9), 1_000_000_000)
+    msg = JointTrajectory(joint_names=list(field_names(group)))
+    msg.points.append(_trajectory_point(values, velocities, period_s))
+    if np.any(velocities):
+        # A parabola: the cubic between (p, v) and (p + v·t/2, 0) after t is one, with deceleration v/t.
+        deceleration = np.array(group.limits.acceleration) * abs(group.command.map.scale)
+        stop_s = max(period_s, float(np.max(np.abs(velocities) / deceleration)))
+        at_rest = _trajectory_point(values + velocities * stop_s / 2, np.zeros_like(velocities), period_s + stop_s)
+        msg.points.append(at_rest)
+    return msg
+
+
+def _trajectory_point(values: np.ndarray, velocities: np.ndarray, due_s: float) -> JointTrajectoryPoint:
+    seconds, nanoseconds = divmod(round(due_s * 1e9), 1_000_000_000)
     point = JointTrajectoryPoint(positions=_doubles(values), velocities=_doubles(velocities))
     point.time_from_start = Duration(sec=seconds, nanosec=nanoseconds)
-    return JointTrajectory(joint_names=list(field_names(group)), points=[point])
+    return point
 
 
 def _decode_trajectory(group: ActionGroup, msg: JointTrajectory) -> np.ndarray:
     if not msg.points:
         raise ValueError("joint trajectory without points")
-    return _joint_values(group, list(msg.joint_names), msg.points[-1].positions)
+    return _joint_values(group, list(msg.joint_names), msg.points[0].positions)  # the others are for if none follows
 
 
 def _encode_array(

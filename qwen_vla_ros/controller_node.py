@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import rclpy
@@ -21,19 +22,24 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import JointState
+from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from qwen_vla_core.embodiment import Embodiment, load_embodiment
 from qwen_vla_core.embodiment.spec import ActionGroup, StateGroup
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.runtime.controller import ControlLoop, ControlOutput
+from qwen_vla_core.runtime.commitment import PlanRest
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, find_strategy
+from qwen_vla_core.runtime.controller import SLOWED, ControlLoop, ControlOutput
 from qwen_vla_core.runtime.latency import LatencyWindow
 from qwen_vla_ros.commands import CommandAdapter, adapter_for, command_kind
+from qwen_vla_ros.estop import REASON, EstopTopic
 from qwen_vla_ros.messages import (
     chunk_from_message,
     chunk_to_message,
     groups_by_topic,
+    plan_to_message,
     state_from_message,
     state_message_type,
 )
@@ -41,6 +47,10 @@ from qwen_vla_ros.node_utils import (
     CHUNK_TOPIC,
     COMMAND_QOS,
     CONSUMED_TOPIC,
+    INSTRUCTION_TOPIC,
+    LATCHED_QOS,
+    LEVELS,
+    PLAN_TOPIC,
     STATE_QOS,
     STATUS_QOS,
     STATUS_TOPIC,
@@ -69,8 +79,12 @@ class ControllerNode(LifecycleNode):
         self.autostart: bool = declare(self, "autostart", True, text, read_only=True)
         text = "Play chunks as soon as active; false waits for the start service (a simulator starts each episode)."
         self._start_on_activate: bool = declare(self, "start_on_activate", True, text, read_only=True)
-        text = "A new chunk replaces the old one over this many seconds."
+        text = f"How chunks follow each other: {', '.join(STRATEGIES)}. The policy node needs the same."
+        self._strategy: str = declare(self, "strategy", DEFAULT_STRATEGY, text, read_only=True)
+        text = "Where the strategy fades the step to a new chunk: over this many seconds."
         self._blend_s: float = declare(self, "blend_s", 0.2, text, read_only=True, minimum=0.0, maximum=5.0)
+        text = "A new instruction lets the plan go on until its first chunk comes (finish) or holds at once (hold)."
+        self._on_new: str = declare(self, "on_instruction", "finish", text, read_only=True)
         self.problem = ""
         self._lock = threading.Lock()
         self._status_lock = threading.Lock()
@@ -86,8 +100,11 @@ class ControllerNode(LifecycleNode):
         self._state_subscriptions: list[Subscription] = []
         self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
         self._consumed_publisher = self.create_publisher(JointTrajectory, CONSUMED_TOPIC, COMMAND_QOS)
+        self._plan_publisher = self.create_publisher(JointTrajectory, PLAN_TOPIC, COMMAND_QOS)
+        self._plan_told: tuple[int, int] | None = None  # when, and of which chunk; None: that there is none
         for name in ("start", "stop", "estop", "reset"):
             self.create_service(Trigger, f"qwen_vla/{name}", partial(self._on_request, name))
+        self._estop = EstopTopic(self, self._on_estop_pressed)
         heartbeat(self, STATUS_PERIOD_S, self._publish_status)
 
     # ---- lifecycle --------------------------------------------------------------------------------------------------
@@ -110,6 +127,9 @@ class ControllerNode(LifecycleNode):
     def _configure(self) -> None:
         if not self._embodiment_source:
             raise UserError("parameter 'embodiment' is empty; set it to a YAML path or a shipped name, e.g. aloha")
+        if self._on_new not in ("finish", "hold"):
+            raise UserError(f"parameter 'on_instruction' is '{self._on_new}'; use finish or hold")
+        strategy = replace(find_strategy(self._strategy), blend_s=self._blend_s)
         embodiment = load_embodiment(self._embodiment_source)
         adapters = [(group, adapter_for(command_kind(group, self._simulated))) for group in embodiment.actions]
         types = [adapter.message_type for _, adapter in adapters]
@@ -118,7 +138,9 @@ class ControllerNode(LifecycleNode):
             for (group, adapter), message_type in zip(adapters, types, strict=True)
         ]
         self._period_s = 1.0 / embodiment.control.controller_rate_hz
-        self._control = ControlLoop(embodiment, blend_s=self._blend_s)
+        self._control = ControlLoop(embodiment, strategy=strategy)
+        if self._estop.pressed:
+            self._control.estop(self._now_ns(), REASON)
         self._state_subscriptions = self._subscribe(embodiment)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -191,7 +213,17 @@ class ControllerNode(LifecycleNode):
             self.create_subscription(state_message_type(groups), topic, partial(self._on_state, groups), STATE_QOS)
             for topic, groups in groups_by_topic(embodiment.state).items()
         ]
-        return [*subscriptions, self.create_subscription(JointTrajectory, CHUNK_TOPIC, self._on_chunk, COMMAND_QOS)]
+        return [
+            *subscriptions,
+            self.create_subscription(JointTrajectory, CHUNK_TOPIC, self._on_chunk, COMMAND_QOS),
+            self.create_subscription(String, INSTRUCTION_TOPIC, self._on_instruction, LATCHED_QOS),
+        ]
+
+    def _on_instruction(self, msg: String) -> None:
+        """What was seen before it is not played any more; one that is withdrawn holds the robot at once."""
+        with self._lock:
+            if self._control is not None:
+                self._control.instruct(self._now_ns(), hold=self._on_new == "hold" or not msg.data.strip())
 
     def _on_state(self, groups: Sequence[StateGroup], msg: JointState | Odometry) -> None:
         values = state_from_message(groups, msg)
@@ -216,10 +248,19 @@ class ControllerNode(LifecycleNode):
         if control is None or (self._thread is None and name == "start"):
             response.success, response.message = False, "the controller is not active; activate it first"
             return response
+        if name == "reset" and self._estop.pressed:
+            response.success, response.message = False, f"{REASON}, and not withdrawn: publish false first"
+            return response
         with self._lock:
             response.success, response.message = getattr(control, name)(self._now_ns())
         self._publish_status()
         return response
+
+    def _on_estop_pressed(self) -> None:
+        with self._lock:
+            if self._control is not None:
+                self._control.estop(self._now_ns(), REASON)
+        self._publish_status()
 
     # ---- the control thread -----------------------------------------------------------------------------------------
 
@@ -230,7 +271,7 @@ class ControllerNode(LifecycleNode):
         """Ticks at the controller's rate until told to quit; an exception latches a fault instead of ending it."""
         assert self._control is not None
         control = self._control
-        mode, consumed = control.mode, (-1, 0)
+        mode, slowed, consumed = control.mode, False, (-1, 0)
         due = last = time.monotonic()
         while not self._quit.is_set():
             due += self._period_s
@@ -250,9 +291,12 @@ class ControllerNode(LifecycleNode):
                     output = control.tick(t_ns)
                 self._publish_commands(output, t_ns)
                 consumed = self._publish_consumed(control, t_ns, consumed)
+                self._publish_plan(control, t_ns)
+                late = output.reason.startswith(SLOWED)
                 if output.mode != mode:
-                    mode = output.mode
-                    self.get_logger().info(f"{mode}: {output.reason}")
+                    self.get_logger().info(f"{output.mode}: {output.reason}")
+                if output.mode != mode or late != slowed:
+                    mode, slowed = output.mode, late
                     self._publish_status()
             except Exception as error:
                 if not rclpy.ok(context=self.context):
@@ -286,9 +330,28 @@ class ControllerNode(LifecycleNode):
             self._consumed_publisher.publish(chunk_to_message(prefix))
         return here
 
+    def _publish_plan(self, control: ControlLoop, t_ns: int) -> None:
+        """Says what is left of the plan: when it changes, each period, at each tick while it is slowed, and its end."""
+        with self._lock:
+            buffer = control.buffer
+            playing = control.mode == "running" and not buffer.empty
+            told = self._plan_told
+            if not playing and told is None:
+                return
+            if playing and told is not None and told[1] == buffer.stamp_ns:
+                changing = 0.0 < buffer.clock.rate < 1.0
+                if not changing and 0 <= t_ns - told[0] < buffer.period_s * 1e9:
+                    return
+            rows_tc = buffer.rest() if playing else control.limiter.position_c[None]
+            self._plan_told = (t_ns, buffer.stamp_ns or 0) if playing else None
+        assert rows_tc is not None
+        message = plan_to_message(PlanRest(t_ns, rows_tc), buffer.channels, buffer.period_s)
+        self._plan_publisher.publish(message)
+
     def _publish_status(self) -> None:
         with self._status_lock:
             if self._control is None:
+                self._estop.tell(self._estop.pressed)
                 message = self.problem or "not configured"
                 self._status_publisher.publish(
                     status_message(self, "controller", "error" if self.problem else "stale", message)
@@ -301,14 +364,18 @@ class ControllerNode(LifecycleNode):
                     "mode": mode,
                     "reason": reason,
                     "active": self._thread is not None,
+                    "strategy": self._strategy,
                     "epoch": control.buffer.epoch,
+                    "plan_rate": control.buffer.clock.rate,
                     "chunks_accepted": control.buffer.accepted,
                     "chunks_rejected": sum(control.buffer.rejections.values()) + self._malformed,
                 }
                 rejections = dict(control.buffer.rejections, malformed=self._malformed)
+                values.update(control.refused.report("rejected"))
                 values.update({f"rejected.{key}": count for key, count in rejections.items() if count})
-                values.update({f"limited.{key}": count for key, count in control.limiter.interventions.items()})
+                values.update(control.limiter.tally.report("limited"))
                 values.update({f"count.{key}": count for key, count in control.counters.items()})
+            self._estop.tell(mode == "estopped")
             for name, seconds in (
                 ("p50", self._periods.p50),
                 ("p99", self._periods.p99),
@@ -317,7 +384,12 @@ class ControllerNode(LifecycleNode):
                 if seconds is not None:
                     values[f"period_ms.{name}"] = seconds * 1e3
             values["overruns"] = self._overruns
-            status = status_message(self, "controller", LEVEL_BY_MODE[mode], f"{mode}: {reason}", values)
+            level, message = LEVEL_BY_MODE[mode], f"{mode}: {reason}"
+            values["chunk_publishers"] = policies = self.count_publishers(CHUNK_TOPIC)
+            if policies > 1:  # the newest observation wins, so the plan jumps between them: safe, and no use
+                level = max(level, "warn", key=LEVELS.__getitem__)
+                message += f" ({policies} publishers on {CHUNK_TOPIC}: end all but one policy)"
+            status = status_message(self, "controller", level, message, values)
             self._status_publisher.publish(status)
 
 

@@ -11,11 +11,14 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES
 from qwen_vla_ros.bringup import LOG_LEVELS, NodeSpec, build_graph, next_run_dir
 
 BOOLEANS = ["true", "false"]
 FLAGS = ("use_sim_time", "sim", "record", "autostart")
-TEXTS = ("embodiment", "checkpoint", "instruction", "namespace", "params_file", "log_level", "task")
+SERVER = ("server", "server_token_file", "server_ca_file")
+ROBOT = ("embodiment", "checkpoint", *SERVER, "instruction", "strategy")
+TEXTS = (*ROBOT, "namespace", "params_file", "log_level", "task")
 
 
 def describe(robot: str) -> LaunchDescription:
@@ -48,7 +51,16 @@ def _arguments(robot: str) -> list[DeclareLaunchArgument]:
             "embodiment", default_value=robot, description="Shipped name or path of the robot's YAML"
         ),
         DeclareLaunchArgument("checkpoint", default_value=DEFAULT_CHECKPOINT, description="Shipped name or folder"),
+        DeclareLaunchArgument("server", default_value="", description="Policy server, ws://host:port or wss://…"),
+        DeclareLaunchArgument("server_token_file", default_value="", description="Its token; empty: QWEN_VLA_TOKEN"),
+        DeclareLaunchArgument("server_ca_file", default_value="", description="Certificate to trust for wss://"),
         DeclareLaunchArgument("instruction", default_value="", description="What to do; empty: the simulator chooses"),
+        DeclareLaunchArgument(
+            "strategy",
+            default_value=DEFAULT_STRATEGY,
+            choices=list(STRATEGIES),
+            description="How chunks follow each other",
+        ),
         DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of all nodes"),
         DeclareLaunchArgument("use_sim_time", default_value="false", choices=BOOLEANS, description="Follow /clock"),
         DeclareLaunchArgument("sim", default_value="false", choices=BOOLEANS, description="Simulate the robot"),

@@ -25,6 +25,8 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from qwen_vla_core.embodiment.spec import POSE_FIELDS, CameraSpec, StateGroup
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import ActionChunk
+from qwen_vla_core.runtime.commitment import PlanRest
+from qwen_vla_core.runtime.splines import spline_velocities
 from qwen_vla_ros.node_utils import ns_to_stamp, stamp_to_ns
 
 StateMessage: TypeAlias = JointState | Odometry | PoseStamped
@@ -305,23 +307,39 @@ def state_to_message(groups: Iterable[StateGroup], values: Mapping[str, float], 
     return convert[groups[0].source](groups, values, stamp)
 
 
-def chunk_to_message(chunk: ActionChunk) -> JointTrajectory:
-    """ActionChunk → JointTrajectory: joint_names are channels, header.stamp is the observation's stamp.
-
-    Point i is due at ``stamp + (i + 1) · period``; positions are in channel units, before the command maps.
-    """
+def _trajectory(rows_tc: np.ndarray, channels: tuple[str, ...], stamp_ns: int, first: int, period_s: float) -> Any:
+    """JointTrajectory of rows due at ``stamp + (first + index) · period``, with velocities for a spline."""
     msg = JointTrajectory()
-    msg.header.stamp = ns_to_stamp(chunk.stamp_ns)
-    msg.joint_names = list(chunk.channels)
-    for i, row in enumerate(np.asarray(chunk.actions_hc, dtype=np.float64)):
-        point = JointTrajectoryPoint()
-        payload = array.array("d")
-        payload.frombytes(np.ascontiguousarray(row).tobytes())
-        point.positions = payload
-        seconds, nanoseconds = divmod(round((i + 1) * chunk.period_s * 1e9), 1_000_000_000)
+    msg.header.stamp = ns_to_stamp(stamp_ns)
+    msg.joint_names = list(channels)
+    rows_tc = np.ascontiguousarray(rows_tc, dtype=np.float64)
+    for index, (row, rate) in enumerate(zip(rows_tc, spline_velocities(rows_tc, period_s), strict=True)):
+        point = JointTrajectoryPoint(
+            positions=array.array("d", row.tobytes()), velocities=array.array("d", rate.tobytes())
+        )
+        seconds, nanoseconds = divmod(round((first + index) * period_s * 1e9), 1_000_000_000)
         point.time_from_start = DurationMsg(sec=seconds, nanosec=nanoseconds)
         msg.points.append(point)
     return msg
+
+
+def _rows(msg: JointTrajectory, what: str) -> np.ndarray:
+    """(T, c) positions."""
+    if not msg.points or not msg.joint_names:
+        raise ValueError(f"{what} without points or joint_names")
+    width = len(msg.joint_names)
+    if any(len(point.positions) != width for point in msg.points):
+        raise ValueError(f"{what} rows do not have {width} positions each, as joint_names says")
+    return np.array([point.positions for point in msg.points], dtype=np.float64)
+
+
+def chunk_to_message(chunk: ActionChunk) -> JointTrajectory:
+    """ActionChunk → JointTrajectory: joint_names are channels, header.stamp is the observation's stamp.
+
+    Point i is due at ``stamp + (i + 1) · period``; positions are in channel units, before the command maps, velocities
+    those of a spline through them, which ends at rest.
+    """
+    return _trajectory(np.asarray(chunk.actions_hc), chunk.channels, chunk.stamp_ns, 1, chunk.period_s)
 
 
 def chunk_from_message(msg: JointTrajectory) -> ActionChunk:
@@ -330,18 +348,32 @@ def chunk_from_message(msg: JointTrajectory) -> ActionChunk:
     Raises:
         ValueError: No points, rows that do not fit joint_names, or unevenly spaced points.
     """
-    if not msg.points or not msg.joint_names:
-        raise ValueError("chunk without points or joint_names")
-    width = len(msg.joint_names)
-    if any(len(point.positions) != width for point in msg.points):
-        raise ValueError(f"chunk rows do not have {width} positions each, as joint_names says")
+    actions_hc = _rows(msg, "chunk")
     due_ns = [p.time_from_start.sec * 1_000_000_000 + p.time_from_start.nanosec for p in msg.points]
     period_ns = due_ns[0]
     if period_ns <= 0 or any(abs(due - (i + 1) * period_ns) > 1_000_000 for i, due in enumerate(due_ns)):
         raise ValueError("chunk points are not evenly spaced from one period after the stamp")
     return ActionChunk(
-        actions_hc=np.array([point.positions for point in msg.points], dtype=np.float64),
+        actions_hc=actions_hc,
         channels=tuple(msg.joint_names),
         stamp_ns=stamp_to_ns(msg.header.stamp),
         period_s=due_ns[-1] / len(due_ns) * 1e-9,
     )
+
+
+def plan_to_message(rest: PlanRest, channels: tuple[str, ...], period_s: float) -> JointTrajectory:
+    """What is left of a plan → JointTrajectory: point 0 is now (header.stamp), point i is i periods later."""
+    return _trajectory(rest.rows_tc, channels, rest.t_ns, 0, period_s)
+
+
+def plan_from_message(msg: JointTrajectory, channels: tuple[str, ...]) -> PlanRest:
+    """JointTrajectory → what is left of a plan, its columns in the order of ``channels``.
+
+    Raises:
+        ValueError: No points, or other channels.
+    """
+    rows_tc = _rows(msg, "plan")
+    if sorted(msg.joint_names) != sorted(channels):
+        raise ValueError(f"plan of {', '.join(msg.joint_names)}, expected {', '.join(channels)}")
+    order = [msg.joint_names.index(name) for name in channels]
+    return PlanRest(stamp_to_ns(msg.header.stamp), rows_tc[:, order])

@@ -26,6 +26,7 @@ from qwen_vla_core.errors import UserError
 
 CHUNK_TOPIC = "qwen_vla/chunk"
 CONSUMED_TOPIC = "qwen_vla/consumed"
+PLAN_TOPIC = "qwen_vla/plan"
 INSTRUCTION_TOPIC = "qwen_vla/instruction"
 STATUS_TOPIC = "qwen_vla/status"
 EPISODE_TOPIC = "qwen_vla/episode"

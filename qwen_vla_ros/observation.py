@@ -1,11 +1,13 @@
 """From messages that arrive one by one to an ``Observation``, or the reason why there is none. No ROS in here.
 
-A missing or stale camera never becomes a picture: the policy gets a reason instead and holds.
+A missing or stale camera never becomes a picture: the policy gets a reason instead and holds. The same goes for a
+camera that still sends, but sends nothing worth seeing: black, frozen, or of another shape than the robot's YAML says.
 """
 
 from __future__ import annotations
 
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,12 +20,26 @@ from qwen_vla_core.interfaces import Observation
 
 IMAGE_HISTORY = 4  # enough to find the frame nearest to the reference camera's, when drivers run at different phases
 STATE_HISTORY = 64  # 1.3 s at 50 Hz: older than any camera that is not stale
+BLACK_LEVEL = (
+    16  # of 255: "black" of video with limited range; a capped lens stays below it, an unlit room does not [O]
+)
+BLACK_SHARE = 0.01  # so much of a black picture may be brighter: hot pixels, a light-emitting diode's reflection [O]
+SHAPE_TOLERANCE = 0.02  # of the aspect ratio: drivers round and crop a few pixels [O]
+SAMPLES = 64  # at least so many rows and columns of a picture are looked at, evenly spaced
 
 
 @dataclass(frozen=True)
 class _Frame:
     stamp_ns: int
     load: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """When a camera's present picture was first seen, and a checksum to know it again."""
+
+    checksum: int
+    since_ns: int
 
 
 @dataclass(frozen=True)
@@ -37,10 +53,18 @@ class ObservationBuffer:
 
     Images are stored undecoded (``load`` gives the pixels): cameras run several times faster than the policy, and only
     the frames it really uses are worth decoding.
+
+    Args:
+        embodiment: the robot.
+        frozen_after_s: a camera whose used frames are bit-identical for longer than this is taken for frozen: a real
+            sensor has noise. 0 switches the check off, for simulated cameras, which see a still scene without noise.
     """
 
-    def __init__(self, embodiment: Embodiment) -> None:
+    def __init__(self, embodiment: Embodiment, frozen_after_s: float = 0.0) -> None:
         self.embodiment = embodiment
+        self._frozen_after_s = frozen_after_s
+        self._looks: dict[str, _Look] = {}
+        self._refused: tuple[tuple[int, ...], str] = ((), "")  # stamps of the last refused set of frames, and why
         self._lock = threading.Lock()
         self._frames: dict[str, deque[_Frame]] = {view: deque(maxlen=IMAGE_HISTORY) for view in embodiment.views}
         self._readings: dict[str, deque[_Reading]] = {g.name: deque(maxlen=STATE_HISTORY) for g in embodiment.state}
@@ -52,6 +76,7 @@ class ObservationBuffer:
                 frames.clear()
             for readings in self._readings.values():
                 readings.clear()
+            self._looks.clear()
 
     def add_image(self, view: str, stamp_ns: int, load: Callable[[], np.ndarray]) -> None:
         """Adds a camera image; ``load()`` returns (height, width, 3) uint8 RGB when it is needed."""
@@ -105,11 +130,46 @@ class ObservationBuffer:
         if not np.all(np.isfinite(state)):
             bad = [c for c, value in zip(self.embodiment.state_channels, state, strict=True) if not np.isfinite(value)]
             return f"state channel '{bad[0]}' is not finite"
+        stamps_ns = tuple(chosen[view].stamp_ns for view in self.embodiment.views)
+        if stamps_ns == self._refused[0]:  # asked many times a second: the same pictures need no second look
+            return self._refused[1]
         try:
             images = {view: chosen[view].load() for view in self.embodiment.views}
         except (ValueError, UserError) as error:
             return f"camera image cannot be read: {error}"
+        for camera in self.embodiment.cameras:
+            reason = self._picture_problem(camera, images[camera.view], chosen[camera.view].stamp_ns)
+            if reason:
+                self._refused = (stamps_ns, reason)
+                return reason
         return Observation(images=images, state=state, instruction=instruction, stamp_ns=stamp_ns)
+
+    def _picture_problem(self, camera: CameraSpec, pixels: np.ndarray, stamp_ns: int) -> str | None:
+        """Why a picture (h, w, 3) that did arrive in time shows nothing the policy may act on."""
+        (height, width), (wide, high) = pixels.shape[:2], camera.size
+        if abs(width * high - height * wide) > SHAPE_TOLERANCE * height * wide:
+            return (
+                f"camera '{camera.view}' sends {width} × {height} pixels on {camera.topic}, another shape than "
+                f"cameras[].size = {wide} × {high}"
+            )
+        step = max(1, min(height, width) // SAMPLES)
+        sample = pixels[::step, ::step]
+        if np.count_nonzero(sample > BLACK_LEVEL) <= BLACK_SHARE * sample.size:
+            return f"camera '{camera.view}' is black: lens covered, no light, or no picture on {camera.topic}"
+        if self._frozen_after_s <= 0:
+            return None
+        checksum = zlib.crc32(pixels[::step].tobytes())
+        with self._lock:
+            look = self._looks.get(camera.view)
+            if look is None or look.checksum != checksum or stamp_ns < look.since_ns:
+                look = self._looks[camera.view] = _Look(checksum, stamp_ns)
+        still_s = (stamp_ns - look.since_ns) * 1e-9
+        if still_s > self._frozen_after_s:
+            return (
+                f"camera '{camera.view}' is frozen: bit-identical pictures on {camera.topic} for {still_s:.1f} s, "
+                f"limit frozen_after_s = {self._frozen_after_s:g}"
+            )
+        return None
 
 
 def _camera_problem(camera: CameraSpec, history: tuple[_Frame, ...], now_ns: int) -> str | None:

@@ -12,7 +12,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,18 +20,24 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import JointTrajectory
 
-from qwen_vla_core.embodiment import Embodiment, load_embodiment
 from qwen_vla_core.embodiment.spec import CameraSpec, StateGroup
+from qwen_vla_core.engine.neutral import neutral_observation
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.interfaces import ActionChunk, Observation, Request
-from qwen_vla_core.resources import DEFAULT_CHECKPOINT
+from qwen_vla_core.interfaces import ActionChunk, Committed, Observation, Request
+from qwen_vla_core.runtime.commitment import PlanHistory
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, find_strategy
+from qwen_vla_core.runtime.controller import held_channels
 from qwen_vla_core.runtime.latency import LatencyWindow
+from qwen_vla_core.runtime.plan_clock import NANO
+from qwen_vla_core.runtime.schedule import DEFAULT_EXECUTE_STEPS, LookSchedule
+from qwen_vla_ros.engines import declare_engine, make_engine
 from qwen_vla_ros.messages import (
     chunk_to_message,
     compressed_to_rgb,
     groups_by_topic,
     image_message_type,
     image_to_rgb,
+    plan_from_message,
     state_from_message,
     state_message_type,
 )
@@ -43,6 +48,7 @@ from qwen_vla_ros.node_utils import (
     INSTRUCTION_TOPIC,
     LATCHED_QOS,
     LATENCY_TOPIC,
+    PLAN_TOPIC,
     STATE_QOS,
     STATUS_QOS,
     STATUS_TOPIC,
@@ -57,9 +63,13 @@ from qwen_vla_ros.observation import ObservationBuffer
 STATUS_PERIOD_S = 0.5
 JOIN_TIMEOUT_S = 5.0  # a supervisor that stops this node waits twice as long before it uses force
 POLL_S = 0.01  # how soon a new image or the end of a problem is noticed
+RETRY_S = 0.1  # between two questions to a server that is away
 IDLE_REASONS = ("no instruction", "not active")
-# age of the pictures when inference starts, decoding them, the model's three parts, and everything together
-LATENCIES = ("image_age", "decode", "preprocess", "backbone", "denoise", "observation_to_chunk")
+LONGEST_WAIT_S = 0.05  # how soon a changed plan or parameter is noticed between two looks
+# age of the pictures when inference starts, decoding them, the model's three parts, a server's two, from look to
+# chunk, and from the observation's stamp to its chunk
+PARTS = ("preprocess", "backbone", "denoise", "queue", "transport")
+LATENCIES = ("image_age", "decode", *PARTS, "inference", "observation_to_chunk")
 
 
 class PolicyNode(LifecycleNode):
@@ -67,13 +77,13 @@ class PolicyNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("policy_node")
-        declare(self, "checkpoint", DEFAULT_CHECKPOINT, "Shipped name or folder of the checkpoint", read_only=True)
-        declare(self, "embodiment", "", "Robot YAML (name or path); empty: the checkpoint's own", read_only=True)
+        declare_engine(self)
         declare(self, "instruction", "", "Instruction at start; qwen_vla/instruction replaces it", read_only=True)
-        declare(self, "torch_threads", 1, "CPU threads of the model", read_only=True, minimum=1, maximum=256)
-        declare(self, "device", "auto", "auto, cpu or cuda; bfloat16 on CUDA, float32 on the CPU", read_only=True)
         declare(self, "autostart", False, "Configure and activate without being asked", read_only=True)
-        declare(self, "replan_hz", 5.0, "Chunks per second; 0: as fast as it can", minimum=0.0, maximum=100.0)
+        text = f"How chunks follow each other: {', '.join(STRATEGIES)}. The controller node needs the same."
+        self._strategy_name: str = declare(self, "strategy", DEFAULT_STRATEGY, text, read_only=True)
+        text = "Actions between two looks, fewer where the next chunk would come too late; 0: as fast as it can"
+        declare(self, "execute_steps", DEFAULT_EXECUTE_STEPS, text, minimum=0, maximum=1000)
         declare(self, "flow_steps", 0, "Euler steps of the sampler; 0: the checkpoint's", minimum=0, maximum=100)
         declare(
             self,
@@ -83,6 +93,15 @@ class PolicyNode(LifecycleNode):
             minimum=0.1,
             maximum=3600.0,
         )
+        declare(
+            self,
+            "frozen_after_s",
+            1.0,
+            "A camera that sends bit-identical pictures for longer than this is frozen; 0: no such check (simulation)",
+            read_only=True,
+            minimum=0.0,
+            maximum=3600.0,
+        )
         self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
         self._latency_publisher = self.create_publisher(Float64, LATENCY_TOPIC, COMMAND_QOS)
         self._chunk_publisher = self.create_lifecycle_publisher(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
@@ -90,14 +109,18 @@ class PolicyNode(LifecycleNode):
         self._subscriptions_made: list[Any] = []
         self._engine: Any = None
         self._robot = ""
-        self._checkpoint_id = ""
+        self._checkpoint_id: Callable[[], str] = str
         self._buffer: ObservationBuffer | None = None
         self._worker: threading.Thread | None = None
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._lock = threading.Lock()  # guards instruction, generation and the publication of a chunk
+        self._strategy = STRATEGIES[DEFAULT_STRATEGY]
+        self._plans: PlanHistory | None = None
+        self._lock = threading.Lock()  # guards instruction, generation, plans and the publication of a chunk
         self._instruction = str(self.get_parameter("instruction").value).strip()
         self._generation = 0
+        self._not_before_ns = 0  # what was seen before this belongs to another instruction
+        self._continuing = False  # whether the plan being played is one for this instruction
         self._problem: str | None = "not configured"
         self._problem_since = time.monotonic()
         self._reported = ""
@@ -143,7 +166,8 @@ class PolicyNode(LifecycleNode):
         for subscription in self._subscriptions_made:
             self.destroy_subscription(subscription)
         self._subscriptions_made.clear()
-        self._engine = self._buffer = None
+        self._close_engine()
+        self._buffer = self._plans = None
         self._set_problem("not configured")
         return TransitionCallbackReturn.SUCCESS
 
@@ -155,6 +179,7 @@ class PolicyNode(LifecycleNode):
     def close(self) -> None:
         """Ends the worker before the process does."""
         self._stop_worker()
+        self._close_engine()
 
     def start(self) -> None:
         """Configures and activates at once.
@@ -167,58 +192,35 @@ class PolicyNode(LifecycleNode):
         self.trigger_activate()
 
     def _configure(self) -> None:
-        import torch
-
-        from qwen_vla_core.engine.local import LocalEngine
-        from qwen_vla_core.model.checkpoint import load_checkpoint, read_config, resolve_checkpoint
-        from qwen_vla_core.model.device import choose_device
-
-        torch.set_num_threads(int(self.get_parameter("torch_threads").value))
-        path = Path(resolve_checkpoint(str(self.get_parameter("checkpoint").value)))
-        device, dtype = choose_device(str(self.get_parameter("device").value))
-        self._engine = LocalEngine(load_checkpoint(path, device, dtype))
-        self._checkpoint_id = f"{path.name} {read_config(path)['weights_id'][:12]}"
-        embodiment = self._matching_embodiment(path)
+        self._strategy = find_strategy(self._strategy_name)
+        self._close_engine()
+        setup = make_engine(self)
+        self._engine, embodiment, self._checkpoint_id = setup.engine, setup.embodiment, setup.checkpoint_id
         self._robot = embodiment.name
         started = time.monotonic()
-        self._predict(_neutral_observation(embodiment))  # the first inference is slow; it must not cost the first chunk
+        if not setup.warm:  # the first inference is slow; it must not cost the first chunk
+            self._predict(neutral_observation(embodiment))
         self.get_logger().info(
-            f"checkpoint {path.name} on {device}, embodiment {embodiment.name}, "
-            f"warm-up {time.monotonic() - started:.2f} s"
+            f"{setup.description}, embodiment {embodiment.name}, warm-up {time.monotonic() - started:.2f} s"
         )
-        self._buffer = ObservationBuffer(embodiment)
+        if self._strategy.conditioning == "prefix" and setup.trained_prefix == 0:
+            self.get_logger().warning(
+                f"strategy '{self._strategy.name}': {setup.description} was trained without a prefix (loss.prefix)"
+            )
+        self._buffer = ObservationBuffer(embodiment, float(self.get_parameter("frozen_after_s").value))
+        self._plans = PlanHistory(embodiment.period_s, held_channels(embodiment))
         for camera in embodiment.cameras:
             self._subscribe(image_message_type(camera), camera.topic, self._camera_callback(camera), CAMERA_QOS)
         for topic, groups in groups_by_topic(embodiment.state).items():
             self._subscribe(state_message_type(groups), topic, self._state_callback(groups), STATE_QOS)
         self._subscribe(String, INSTRUCTION_TOPIC, self._on_instruction, LATCHED_QOS)
+        self._subscribe(JointTrajectory, PLAN_TOPIC, self._on_plan, COMMAND_QOS)
         self._set_problem("not active")
 
-    def _matching_embodiment(self, path: Path) -> Embodiment:
-        robots: dict[str, Embodiment] = self._engine.policy.embodiments
-        wanted = str(self.get_parameter("embodiment").value)
-        if not wanted:
-            if len(robots) != 1:
-                raise UserError(f"parameter 'embodiment': checkpoint '{path.name}' knows {', '.join(robots)}; name one")
-            return next(iter(robots.values()))
-        given = load_embodiment(wanted)
-        trained = robots.get(given.name)
-        if trained is None:
-            raise UserError(
-                f"parameter 'embodiment': checkpoint '{path.name}' knows {', '.join(robots)}, not '{given.name}'"
-            )
-        difference = _contract_difference(given, trained)
-        if difference is not None:
-            raise UserError(
-                f"parameter 'embodiment': checkpoint '{path.name}' cannot drive '{wanted}': {difference}; "
-                "restore that in the YAML, or use a checkpoint trained with it"
-            )
-        if given.hash != trained.hash:
-            self.get_logger().info(
-                f"'{wanted}' ({given.hash[:12]}) is an edit of the checkpoint's '{trained.name}' "
-                f"({trained.hash[:12]}); what the policy learned is equal ({given.policy_hash[:12]})"
-            )
-        return given
+    def _close_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if hasattr(engine, "close"):  # a connection
+            engine.close()
 
     def _subscribe(self, message_type: type, topic: str, callback: Callable[[Any], None], qos: Any) -> None:
         self._subscriptions_made.append(self.create_subscription(message_type, topic, callback, qos))
@@ -245,11 +247,26 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             previous, self._instruction = self._instruction, msg.data.strip()
             self._generation += 1
+            if hasattr(self._engine, "new_epoch"):  # a server must not finish what nobody waits for
+                self._engine.new_epoch()
+            self._not_before_ns = self._now_ns()
+            self._continuing = False
             # Nothing seen before a pause (an episode's reset, an operator's break) may steer what follows it.
             if self._buffer is not None and not (previous and self._instruction):
                 self._buffer.clear()
         self.get_logger().info(f"instruction: '{self._instruction}'" if self._instruction else "instruction withdrawn")
         self._wake.set()
+
+    def _on_plan(self, msg: JointTrajectory) -> None:
+        if self._buffer is None or self._plans is None:
+            return
+        try:
+            rest = plan_from_message(msg, self._buffer.embodiment.channels)
+        except ValueError as error:
+            self.get_logger().warning(f"plan ignored: {error}", throttle_duration_sec=5.0)
+            return
+        with self._lock:
+            self._plans.add(rest)
 
     def _stamp_ns(self, msg: Any) -> int:
         return stamp_to_ns(msg.header.stamp) or self._now_ns()  # drivers that stamp nothing: time of arrival
@@ -262,31 +279,53 @@ class PolicyNode(LifecycleNode):
     def _work(self) -> None:
         last_stamp_ns = -1
         while not self._stop.is_set():
-            started = time.monotonic()
+            started, look_ns = time.monotonic(), self._now_ns()
             self._wake.clear()
             with self._lock:
-                generation, instruction = self._generation, self._instruction
+                generation, instruction, not_before_ns = self._generation, self._instruction, self._not_before_ns
             assert self._buffer is not None
             observation = self._buffer.observe(self._now_ns(), instruction)
             if isinstance(observation, str):
                 self._set_problem(observation)
                 self._wake.wait(POLL_S)
                 continue
-            if observation.stamp_ns == last_stamp_ns:
+            if observation.stamp_ns == last_stamp_ns or observation.stamp_ns < not_before_ns:
                 self._wake.wait(POLL_S)
                 continue
             last_stamp_ns = observation.stamp_ns
-            if not self._infer(observation, generation, started):
-                continue
-            replan_hz = float(self.get_parameter("replan_hz").value)
-            if replan_hz > 0:
-                self._wake.wait(max(0.0, started + 1.0 / replan_hz - time.monotonic()))
+            if self._infer(observation, generation, started):
+                self._wait_for_next_look(look_ns, self._now_ns())
+
+    def _wait_for_next_look(self, look_ns: int, chunk_ns: int) -> None:
+        """Waits until the next inference has to start; a new instruction or the end wakes it up."""
+        assert self._buffer is not None and self._plans is not None
+        while not self._wake.is_set():
+            schedule = LookSchedule.of(self._buffer.embodiment, int(self.get_parameter("execute_steps").value))
+            with self._lock:
+                end_ns = self._plans.end_ns
+            if end_ns is not None and end_ns < chunk_ns:
+                end_ns = None  # of a plan that this chunk is to replace
+            due_s = schedule.next_look_s(
+                look_ns / NANO, chunk_ns / NANO, None if end_ns is None else end_ns / NANO, self._latency["inference"]
+            )
+            left_s = due_s - self._now_ns() / NANO
+            if left_s <= 0:
+                return
+            self._wake.wait(min(left_s, LONGEST_WAIT_S))
 
     def _infer(self, observation: Observation, generation: int, started: float) -> bool:
         decoded = time.monotonic()
         image_age_s = (self._now_ns() - observation.stamp_ns) * 1e-9
         try:
-            chunk = self._predict(observation)
+            chunk = self._predict(observation, self._committed(observation.stamp_ns))
+        except ConnectionError as error:  # no server, or no answer in time: it is looked for, and asked again
+            if generation != self._generation:
+                self._counts["discarded"] += 1
+                return False
+            self._counts["failures"] += 1
+            self._set_problem(str(error))
+            self._stop.wait(RETRY_S)
+            return False
         except Exception as error:  # a model's failure must be seen and must not silence the node
             self.get_logger().error("inference failed:\n" + traceback.format_exc())
             self._counts["failures"] += 1
@@ -299,6 +338,8 @@ class PolicyNode(LifecycleNode):
                 self._counts["discarded"] += 1  # computed for another instruction
                 return False
             self._chunk_publisher.publish(message)
+            self._continuing = True
+        self._latency["inference"].add(time.monotonic() - started)
         total_s = (self._now_ns() - observation.stamp_ns) * 1e-9
         self._counts["inferences"] += 1
         self._latency["image_age"].add(image_age_s)
@@ -308,12 +349,25 @@ class PolicyNode(LifecycleNode):
         self._set_problem(None)
         return True
 
-    def _predict(self, observation: Observation) -> ActionChunk:
+    def _committed(self, stamp_ns: int) -> Committed | None:
+        """What the robot will be doing until this inference is done; None: nothing that the chunk should continue."""
+        use = self._strategy.conditioning
+        if use == "none" or self._plans is None or self._buffer is None:
+            return None
+        horizon, period_s = self._buffer.embodiment.control.horizon, self._buffer.embodiment.period_s
+        latency_s = self._latency["observation_to_chunk"].p95
+        with self._lock:
+            if not self._continuing:
+                return None
+            return self._plans.committed(stamp_ns, horizon, period_s if latency_s is None else latency_s, use)
+
+    def _predict(self, observation: Observation, committed: Committed | None = None) -> ActionChunk:
         """Asks the engine, and keeps where the time went for the status."""
         self._engine.steps = int(self.get_parameter("flow_steps").value) or None
-        (prediction,) = self._engine.predict([Request(observation, self._robot)])
+        (prediction,) = self._engine.predict([Request(observation, self._robot, committed)])
         for name, seconds in prediction.seconds.items():
-            self._latency[name].add(seconds)
+            if name in self._latency:  # a server may measure more
+                self._latency[name].add(seconds)
         chunk: ActionChunk = prediction.chunk
         return chunk
 
@@ -349,7 +403,8 @@ class PolicyNode(LifecycleNode):
         level, state, message = self._state()
         values: dict[str, object] = {"state": state, "reason": self._problem or "", "instruction": self._instruction}
         values["ready"] = str(self._worker is not None and not self._stop.is_set()).lower()
-        values["checkpoint"] = self._checkpoint_id
+        values["checkpoint"] = self._checkpoint_id()
+        values["strategy"] = self._strategy_name
         values.update(self._counts)
         for name, window in self._latency.items():
             if window.p50 is not None and window.p95 is not None:
@@ -364,27 +419,11 @@ class PolicyNode(LifecycleNode):
                 self.get_logger().warning(message)
 
 
-def _contract_difference(given: Embodiment, trained: Embodiment) -> str | None:
-    """The first field in which two robots differ for a policy, with both values; None where there is none."""
-    ours, theirs = given.policy_contract, trained.policy_contract
-    for field in {**theirs, **ours}:
-        if field not in ours or field not in theirs or ours[field] != theirs[field]:
-            here, there = (repr(contract[field]) if field in contract else "absent" for contract in (ours, theirs))
-            return f"{field} is {here}, but {there} in the checkpoint"
-    return None
-
-
 def _phase(problem: str | None) -> str:
     """running, idle (nothing to do, no one to blame) or held up by a problem."""
     if problem is None:
         return "running"
     return "idle" if problem.startswith(IDLE_REASONS) else "held up"
-
-
-def _neutral_observation(embodiment: Embodiment) -> Observation:
-    """Mid-grey pictures for the warm-up inference, whose chunk is thrown away."""
-    images = {c.view: np.full((c.size[1], c.size[0], 3), 128, dtype=np.uint8) for c in embodiment.cameras}
-    return Observation(images, np.zeros(len(embodiment.state_channels)), "warm up", 0)
 
 
 def main(argv: list[str] | None = None) -> int:

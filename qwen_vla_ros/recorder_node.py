@@ -28,6 +28,7 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_ros.bag import PARTIAL, EpisodeBag
 from qwen_vla_ros.bringup import next_run_dir
 from qwen_vla_ros.commands import adapter_for, command_kind
+from qwen_vla_ros.losses import LossCounter
 from qwen_vla_ros.messages import groups_by_topic, image_message_type, state_message_type
 from qwen_vla_ros.node_utils import (
     CHUNK_TOPIC,
@@ -36,6 +37,7 @@ from qwen_vla_ros.node_utils import (
     INSTRUCTION_TOPIC,
     LATCHED_QOS,
     LATENCY_TOPIC,
+    PLAN_TOPIC,
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
@@ -85,7 +87,10 @@ class RecorderNode(Node):
         self._latched: dict[tuple[str, bytes], tuple[str, bytes]] = {}
         self._counts = {"bags": 0, "messages": 0, "bytes": 0}
         self._window = (time.monotonic(), 0)
+        self._losses = LossCounter()  # of the bag that is open
+        self._lost_before = 0  # in bags that are closed
         self._problem = ""
+        self._failure = ""  # of the last bag, until the next one is open
         self._closed = False
         self.topics = recorded_topics(self.embodiment, self._simulated)
         for topic, (message_type, qos) in self.topics.items():
@@ -99,11 +104,15 @@ class RecorderNode(Node):
 
     # --- messages --------------------------------------------------------------------------------------------------
 
-    def _raw_callback(self, topic: str) -> Callable[[bytes], None]:
+    def _raw_callback(self, topic: str) -> Callable[[bytes, dict[str, Any]], None]:
         name = self.resolve_topic_name(topic)
 
-        def on_message(data: bytes) -> None:
+        def alone() -> bool:
+            return self.count_publishers(name) == 1
+
+        def on_message(data: bytes, info: dict[str, Any]) -> None:
             event: dict[str, Any] = {}
+            stream, single = name, alone
             if topic == EPISODE_TOPIC:
                 event = self._episode_event(deserialize_message(data, String).data)
             elif topic == INSTRUCTION_TOPIC:
@@ -112,10 +121,13 @@ class RecorderNode(Node):
             elif topic == STATUS_TOPIC:
                 for status in deserialize_message(data, DiagnosticArray).status:
                     self._latched[name, status.name.encode()] = (name, data)
+                    stream, single = f"{name} {status.name}", lambda: True  # every node numbers its own
                     if status.name == "policy":
                         self._checkpoint_id = next((v.value for v in status.values if v.key == "checkpoint"), "")
             if event.get("event") == "started":
                 self._begin({key: event.get(key) for key in ("index", "seed", "instruction")})
+            if self._bag is not None:
+                self._losses.heard(name, stream, info.get("publication_sequence_number"), single)
             self._write(name, data)
             if event.get("event") == "finished":  # after its own message went into the bag
                 self._end(str(event.get("outcome")), {"seconds": event.get("seconds")})
@@ -127,12 +139,18 @@ class RecorderNode(Node):
             return
         try:
             self._bag.write(name, self.get_clock().now().nanoseconds, data)
-        except OSError as error:  # what was written so far stays below .partial
-            self.get_logger().error(f"recording of {self._bag.path} failed: {error}")
-            self._bag = None
+        except OSError as error:
+            self._fail(self._bag, error)
             return
         self._counts["messages"] += 1
         self._counts["bytes"] += len(data)
+
+    def _fail(self, bag: EpisodeBag, error: OSError) -> None:
+        """Gives the bag up and says so in the status until the next one is open; the node goes on."""
+        self._bag = None
+        self._failure = f"recording of {bag.path} failed: {error}; what was written stays in {PARTIAL}"
+        self.get_logger().error(self._failure)
+        bag.abandon({"outcome": "aborted", "reason": str(error)})
 
     def _episode_event(self, text: str) -> dict[str, Any]:
         """The simulator's event; anybody may publish on its topic, so nonsense is logged and means nothing."""
@@ -171,8 +189,12 @@ class RecorderNode(Node):
         try:
             self._bag = EpisodeBag(path, types, metadata)
         except OSError as error:
-            self.get_logger().error(f"recording of {path} failed: {error}")
+            self._failure = f"recording of {path} failed: {error}"
+            self.get_logger().error(self._failure)
             return
+        self._failure = ""
+        self._lost_before += self._losses.lost.total()
+        self._losses = LossCounter()
         for name, data in self._latched.values():  # published before the episode, true during it
             self._write(name, data)
 
@@ -186,12 +208,14 @@ class RecorderNode(Node):
         if bag is None:
             return
         try:
-            path = bag.close({"outcome": outcome, **about, "checkpoint_id": self._checkpoint_id})
-        except OSError as error:  # what was written so far stays below .partial
-            self.get_logger().error(f"recording of {bag.path} failed: {error}")
+            lost = dict(self._losses.lost)
+            path = bag.close({"outcome": outcome, **about, "checkpoint_id": self._checkpoint_id, "lost": lost})
+        except OSError as error:
+            self._fail(bag, error)
             return
         self._counts["bags"] += 1
-        self.get_logger().info(f"{path}: {outcome}, {bag.messages} messages, {bag.size_bytes / 1e6:.1f} MB")
+        told = f"{path}: {outcome}, {bag.messages} messages, {bag.size_bytes / 1e6:.1f} MB"
+        self.get_logger().info(f"{told}, lost: {lost}" if lost else told)
 
     def _outcome_callback(self, outcome: str) -> Callable[[Trigger.Request, Trigger.Response], Trigger.Response]:
         def on_request(_request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -206,7 +230,13 @@ class RecorderNode(Node):
     # --- health ----------------------------------------------------------------------------------------------------
 
     def _space_left(self) -> bool:
-        free_mb = shutil.disk_usage(self.run_dir).free // 1_000_000
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)  # somebody may have tidied up
+            free_mb = shutil.disk_usage(self.run_dir).free // 1_000_000
+        except OSError as error:
+            self._problem = f"cannot write to {self.run_dir}: {error.strerror}"
+            self.get_logger().error(f"not recording: {self._problem}", throttle_duration_sec=10.0)
+            return False
         limit_mb = int(self.get_parameter("min_free_mb").value)
         full = free_mb < limit_mb
         self._problem = f"disk: {free_mb} MB free below {self.run_dir}, limit min_free_mb = {limit_mb}" if full else ""
@@ -222,8 +252,10 @@ class RecorderNode(Node):
         self._window = (now, self._counts["bytes"])
         state = "recording" if self._bag is not None else "waiting"
         values = {"state": state, **self._counts, "mb_per_s": (self._counts["bytes"] - size) / 1e6 / (now - then)}
-        message = f"not recording: {self._problem}" if self._problem else state
-        level = "error" if self._problem else "ok"
+        values["lost"] = self._lost_before + self._losses.lost.total()
+        problem = self._problem or self._failure
+        message = f"not recording: {problem}" if problem else state
+        level = "error" if problem else "ok"
         self._status_publisher.publish(status_message(self, "recorder", level, message, values))
 
     def close(self) -> None:
@@ -247,7 +279,7 @@ def recorded_topics(embodiment: Embodiment, simulated: bool) -> dict[str, tuple[
     for group in embodiment.actions:
         message_type = adapter_for(command_kind(group, simulated)).message_type
         topics[group.command.topic] = (message_type, RELIABLE_QOS)
-    topics[CHUNK_TOPIC] = topics[CONSUMED_TOPIC] = (JointTrajectory, RELIABLE_QOS)
+    topics[CHUNK_TOPIC] = topics[CONSUMED_TOPIC] = topics[PLAN_TOPIC] = (JointTrajectory, RELIABLE_QOS)
     topics[LATENCY_TOPIC] = (Float64, RELIABLE_QOS)
     topics[INSTRUCTION_TOPIC] = (String, LATCHED_QOS)
     topics[STATUS_TOPIC] = (DiagnosticArray, STATUS_QOS)

@@ -24,6 +24,7 @@ from typing import Any
 
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES
 from qwen_vla_ros.bringup import (
     LOG_LEVELS,
     NodeSpec,
@@ -52,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag = argparse.BooleanOptionalAction
     parser.add_argument("robot", nargs="?", default="aloha", help="shipped name or path of the robot's YAML")
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="shipped name or folder of the policy")
+    parser.add_argument("--server", default="", metavar="URL", help="ask a policy server, ws://host:port or wss://…")
+    parser.add_argument("--server-token-file", default="", metavar="FILE", help="its token (or QWEN_VLA_TOKEN)")
+    parser.add_argument("--server-ca-file", default="", metavar="FILE", help="certificate to trust for wss://")
     parser.add_argument("--instruction", default="", help="what to do; empty: the simulator chooses")
+    text = f"how chunks follow each other: {', '.join(STRATEGIES)} (default: {DEFAULT_STRATEGY})"
+    parser.add_argument("--strategy", default=DEFAULT_STRATEGY, metavar="NAME", help=text)
     parser.add_argument("--sim", action=flag, default=True, help="simulate the robot")
     parser.add_argument("--record", action=flag, default=True, help="record one MCAP bag per episode")
     parser.add_argument("--rollouts", default="rollouts", metavar="DIR", help="folder of recorded runs")
@@ -80,7 +86,11 @@ def run(args: argparse.Namespace) -> int:
     graph: dict[str, Any] = {
         "embodiment": args.robot,
         "checkpoint": args.checkpoint,
+        "server": args.server,
+        "server_token_file": args.server_token_file,
+        "server_ca_file": args.server_ca_file,
         "instruction": args.instruction,
+        "strategy": args.strategy,
         "namespace": args.namespace,
         "sim": args.sim,
         "record": args.record,

@@ -35,3 +35,21 @@ def rest(groups: Sequence[Group]) -> tuple[np.ndarray, np.ndarray]:
             values += still.tolist()
         first += count
     return np.array(columns, np.int64), np.array(values, np.float32)
+
+
+def stay(groups: Sequence[Group], state_channels: Sequence[str], state_c: np.ndarray) -> np.ndarray | None:
+    """(c,) float32, the action that means staying where the robot is; None where it is not known.
+
+    Targets are the measured values of the channels with the same names, rates and displacements as in ``rest``.
+
+    Args:
+        groups: of the action, in column order.
+        state_channels: names of the state's columns.
+        state_c: measured, in channel units.
+    """
+    columns, still = rest(groups)
+    names = [name for group in groups for name in group.channels]
+    measured = {name: float(value) for name, value in zip(state_channels, state_c, strict=True)}
+    action_c = np.array([measured.get(name, np.nan) for name in names], np.float32)
+    action_c[columns] = still
+    return action_c if np.isfinite(action_c).all() else None

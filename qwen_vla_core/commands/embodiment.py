@@ -14,6 +14,7 @@ from qwen_vla_core.embodiment.schema import keys_markdown, schema_text
 from qwen_vla_core.embodiment.yamlpos import read_text
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_text
+from qwen_vla_core.runtime.workspace import load_bounded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +65,8 @@ def _check_one(name: str) -> dict[str, Any]:
     try:
         path = resolve_embodiment(name)
         embodiment, problems = diagnose(read_text(path, str(path)), str(path))
+        if not problems:
+            load_bounded(embodiment)  # opens the models of workspace boxes
     except EmbodimentError as error:
         problems = [error]
     else:

@@ -16,6 +16,7 @@ from qwen_vla_core.evaluation.metrics import Rate
 from qwen_vla_core.evaluation.report import summarise
 from qwen_vla_core.files import atomic_write_json
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="let simulated time go on: chunks reach the robot's control law this late (default: the world waits)",
     )
-    parser.add_argument("--replan-hz", type=float, default=5.0, help="with --latency-ms: looks per second (default: 5)")
-    parser.add_argument("--blend-ms", type=float, default=200.0, help="with --latency-ms: fade between chunks (200)")
+    parser.add_argument(
+        "--strategy",
+        default=DEFAULT_STRATEGY,
+        help=f"with --latency-ms: {', '.join(STRATEGIES)} (default: {DEFAULT_STRATEGY})",
+    )
+    parser.add_argument("--blend-ms", type=float, help="with --latency-ms: fade between chunks (the strategy's)")
     parser.add_argument(
         "--told",
         metavar="EMBODIMENT",
@@ -87,8 +92,8 @@ def _check(args: argparse.Namespace) -> None:
     for key in ("latency_ms", "blend_ms"):
         if getattr(args, key) is not None and not getattr(args, key) >= 0:
             raise UserError(f"--{key.replace('_', '-')} {getattr(args, key):g}: give 0 or more milliseconds")
-    if not args.replan_hz > 0:
-        raise UserError(f"--replan-hz {args.replan_hz:g}: give more than 0")
+    if args.strategy not in STRATEGIES:
+        raise UserError(f"--strategy {args.strategy}: use one of {', '.join(STRATEGIES)}")
     if args.timeout is not None and not args.timeout > 0:
         raise UserError(f"--timeout {args.timeout:g}: give more than 0 seconds")
     if args.gif and args.gif.suffix.lower() != ".gif":

@@ -52,17 +52,19 @@ class SampleForm:
         whole: one sample is one episode, and has no pictures [P: stage I].
         hold_at_end: steps beyond an episode's end mean staying where it ended.
         intention: what the instruction means in the picture is said after the prompt.
+        other_prompt: share of the samples whose prompt speaks of another robot; they stay where they are.
     """
 
     ask: Ask | None = None
     whole: bool = False
     hold_at_end: bool = False
     intention: bool = False
+    other_prompt: float = 0.0
 
     @classmethod
     def of(cls, family: FamilySpec, spec: DatasetSpec) -> SampleForm:
         """As a recipe says."""
-        return cls(spec.ask, family.whole_episodes, spec.hold_at_end, spec.intention)
+        return cls(spec.ask, family.whole_episodes, spec.hold_at_end, spec.intention, spec.other_prompt)
 
 
 class Draw(NamedTuple):

@@ -48,6 +48,14 @@ class DatasetSpec:
         default=False,
         metadata=doc("Episodes end at rest, where the robot shall stay: steps beyond the end are learned as such."),
     )
+    other_prompt: float = field(
+        default=0.0,
+        metadata=doc(
+            "Share of the samples whose prompt speaks of another robot of the mixture; they learn to stay [O].",
+            minimum=0.0,
+            maximum=1.0,
+        ),
+    )
     start_share: float | None = field(
         default=None,
         metadata=doc(
@@ -167,7 +175,11 @@ def _check_dataset(family: FamilySpec, spec: DatasetSpec, key: str, parser: Node
             parser.fail(f"{key}.embodiment", "conversations have no embodiment", "remove the key")
         if spec.start_share is not None and spec.ask is None:
             parser.fail(f"{key}.start_share", "conversations belong to no episode", "remove the key, or add 'ask: …'")
-        for name, given in (("intention", spec.intention), ("hold_at_end", spec.hold_at_end)):
+        for name, given in (
+            ("intention", spec.intention),
+            ("hold_at_end", spec.hold_at_end),
+            ("other_prompt", spec.other_prompt > 0),
+        ):
             if given:
                 parser.fail(f"{key}.{name}", "conversations have no actions", "remove the key")
         return
@@ -179,6 +191,7 @@ def _check_dataset(family: FamilySpec, spec: DatasetSpec, key: str, parser: Node
     for name, useless in (
         ("intention", spec.intention),
         ("hold_at_end", spec.hold_at_end),
+        ("other_prompt", spec.other_prompt > 0),
         ("start_share", spec.start_share is not None),
     ):
         if useless and family.whole_episodes:

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 
 from qwen_vla_core.actions.conventions import RelativePart, relative_parts, to_relative
-from qwen_vla_core.actions.rest import rest
+from qwen_vla_core.actions.rest import rest, stay
 from qwen_vla_core.data.contract import TEXT_FAMILIES
 from qwen_vla_core.data.dataset import ActionDataset, EpisodeRows
 from qwen_vla_core.data.frame_cache import ByteCache, FrameCache, Size, jitter
@@ -23,6 +23,8 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_core.sim.demonstration import SCENE
 from qwen_vla_core.sim.scenes import read_scene
 
+OTHER_ROBOT = "another robot"  # what an instruction means where the prompt speaks of a robot that is not to be seen
+_TOLD = 0x7015D  # keeps the draw of a prompt apart from those of jitter and noise
 _MEANING = "meaning"  # of the instruction, per step: in place of the scenes it was read from
 
 
@@ -89,6 +91,7 @@ class SampleMaker:
             opened: sources that are open already.
         """
         self.sources, self.options = sources, options
+        self._robots = sorted({source.embodiment for source in sources if source.family not in TEXT_FAMILIES})
         self._open_with = open_with
         self._opened = dict(opened or {})
         self._parts: dict[int, tuple[RelativePart, ...]] = {}
@@ -136,6 +139,18 @@ class SampleMaker:
                 f"{source.path}: episode {draw.episode}, step {t}: an action or a state is not finite; see "
                 "`qwen-vla data doctor`"
             )
+        turns = (("", rows.extra[_MEANING][t]),) if form.intention else ()
+        told = self._told(draw)
+        if told is not None:
+            still_c = stay(contract.action, contract.state_channels, rows.state[t])
+            if still_c is None:
+                raise UserError(
+                    f"{source.path}: other_prompt: an action channel has no measured state of its name, so staying in "
+                    "place has no target; remove the key"
+                )
+            actions = np.repeat(still_c[None], horizon, 0)
+            mask = np.ones(horizon, bool)
+            turns = (("", OTHER_ROBOT),) if turns else ()
         parts = self._relative_parts(draw.source, dataset)
         if parts:
             try:
@@ -154,8 +169,20 @@ class SampleMaker:
             episode=draw.episode,
             t=t,
             seed=draw.seed,
-            turns=(("", rows.extra[_MEANING][t]),) if form.intention else (),
+            turns=turns,
+            told=told,
         )
+
+    def _told(self, draw: Draw) -> str | None:
+        """Another robot of the mixture, for ``other_prompt`` of a source's samples."""
+        source = self.sources[draw.source]
+        if not source.form.other_prompt:
+            return None
+        rng = np.random.default_rng([draw.seed, _TOLD])
+        others = [name for name in self._robots if name != source.embodiment]
+        if rng.random() >= source.form.other_prompt or not others:
+            return None
+        return others[int(rng.integers(len(others)))]
 
     def _read(self, draw: Draw, dataset: ActionDataset) -> EpisodeRows:
         """An episode's numbers without its extra columns, which no sample shows and which may be larger than the rest.

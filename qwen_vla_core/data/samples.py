@@ -37,6 +37,7 @@ class ActionSample:
         seed: of everything random about this sample (jitter here, noise later): the same wherever it is drawn.
         turns: (question, answer) pairs after the prompt; an empty question is none: what the instruction means in this
             picture, which the policy itself says first.
+        told: the robot that the prompt speaks of, where it is another one; None: the same.
     """
 
     images: Mapping[str, np.ndarray]
@@ -51,6 +52,7 @@ class ActionSample:
     t: int
     seed: int
     turns: Turns = ()
+    told: str | None = None
 
 
 @dataclass(frozen=True)

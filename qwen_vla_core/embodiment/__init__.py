@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qwen_vla_core.embodiment.compare import contract_difference
 from qwen_vla_core.embodiment.errors import EmbodimentError
 from qwen_vla_core.embodiment.layout import ActionLayout
 from qwen_vla_core.embodiment.load import diagnose, load_embodiment, parse_embodiment, shipped_embodiments
@@ -13,6 +14,7 @@ __all__ = [
     "Embodiment",
     "EmbodimentError",
     "build_prompt",
+    "contract_difference",
     "diagnose",
     "load_embodiment",
     "parse_embodiment",

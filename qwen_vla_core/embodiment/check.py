@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from qwen_vla_core.actions.rotations import pose_size
-from qwen_vla_core.embodiment.errors import did_you_mean
+from qwen_vla_core.embodiment.check_safety import find_safety_problems
+from qwen_vla_core.embodiment.errors import Problem, did_you_mean
 from qwen_vla_core.embodiment.spec import (
     ARM_KINDS,
     BASE_KINDS,
@@ -35,14 +35,6 @@ _MAX_TOPIC = 240  # DDS allows 255 characters, ROS prefixes some
 _DEGREES_ABOVE = 4 * math.pi  # no revolute joint limit of a robot arm is beyond two turns
 
 
-class Problem(NamedTuple):
-    """One broken rule."""
-
-    key: str
-    problem: str
-    fix: str
-
-
 def find_problems(embodiment: Embodiment) -> Iterator[Problem]:
     """Every broken cross-field rule of a parsed embodiment."""
     yield from _names(embodiment)
@@ -54,7 +46,8 @@ def find_problems(embodiment: Embodiment) -> Iterator[Problem]:
     yield from _topics(embodiment)
     yield from _rates(embodiment)
     yield from _prompt(embodiment)
-    yield from _boxes(embodiment)
+    yield from find_safety_problems(embodiment)
+    yield from _simulation(embodiment)
 
 
 def _duplicates(pairs: Iterator[tuple[str, str]], what: str) -> Iterator[Problem]:
@@ -150,12 +143,12 @@ def _state(e: Embodiment) -> Iterator[Problem]:
 def _action_group(group: ActionGroup, key: str) -> Iterator[Problem]:
     limits, count = group.limits, len(group.channels)
     same_length = True
-    for name in ("lower", "upper", "velocity", "acceleration"):
+    for name in ("lower", "upper", "velocity", "acceleration", "jerk"):
         values = getattr(limits, name)
-        if len(values) != count:
+        if len(values) != count and (values or name != "jerk"):
             same_length = False
             yield Problem(f"{key}.limits.{name}", f"{len(values)} values for {count} channels", "give one per channel")
-        if name in ("velocity", "acceleration"):
+        if name in ("velocity", "acceleration", "jerk"):
             for column, value in enumerate(values):
                 if value <= 0:
                     yield Problem(
@@ -325,13 +318,6 @@ def _rates(e: Embodiment) -> Iterator[Problem]:
             f"{control.controller_rate_hz:g} Hz is slower than the policy's {control.frequency_hz:g} Hz",
             f"use at least {control.frequency_hz:g}",
         )
-    period_ms = 1000.0 / control.frequency_hz
-    if e.safety.watchdog_ms < period_ms:
-        yield Problem(
-            "safety.watchdog_ms",
-            f"{e.safety.watchdog_ms:g} ms is shorter than one policy period ({period_ms:g} ms): it would always trip",
-            f"use at least {period_ms:g}, better three periods",
-        )
 
 
 def _prompt(e: Embodiment) -> Iterator[Problem]:
@@ -362,16 +348,7 @@ def _prompt(e: Embodiment) -> Iterator[Problem]:
         )
 
 
-def _boxes(e: Embodiment) -> Iterator[Problem]:
-    box = e.safety.workspace
-    if box is not None:
-        for axis, lower, upper in zip("xyz", box.lower, box.upper, strict=True):
-            if lower >= upper:
-                yield Problem(
-                    f"safety.workspace.lower[{'xyz'.index(axis)}]",
-                    f"{axis}: lower {lower:g} is not below upper {upper:g}",
-                    "swap or correct them",
-                )
+def _simulation(e: Embodiment) -> Iterator[Problem]:
     if e.simulation is not None:
         size = e.simulation.camera_size
         if size is not None and min(size) < 1:

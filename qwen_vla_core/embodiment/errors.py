@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from typing import NamedTuple
 
 from qwen_vla_core.errors import UserError
 
@@ -23,6 +24,14 @@ class EmbodimentError(UserError):
         place = f"{source}:{line}" if line else source
         text = f"{place}: {key}: {problem}; fix: {fix}" if key else f"{place}: {problem}; fix: {fix}"
         super().__init__(" ".join(text.split()))
+
+
+class Problem(NamedTuple):
+    """One broken rule, by key path; who knows the file adds its name and the line."""
+
+    key: str
+    problem: str
+    fix: str
 
 
 def did_you_mean(word: str, known: tuple[str, ...]) -> str:

@@ -82,3 +82,15 @@ def diagnose(text: str, source: str = "<string>") -> tuple[Embodiment, list[Embo
         for problem in find_problems(embodiment)
     ]
     return embodiment, sorted(problems, key=lambda problem: problem.line)
+
+
+def mistake(embodiment: Embodiment, key: str, problem: str, fix: str) -> EmbodimentError:
+    """The error of a key of an embodiment that was already loaded: what is only found out when a file is opened."""
+    source, line = embodiment.source_path, 0
+    try:
+        parser = NodeParser(source)
+        parser.dataclass(Embodiment, compose(embodiment.source_text, source), "")
+        line = parser.line(key)
+    except EmbodimentError:  # made in code, not read from a file
+        pass
+    return EmbodimentError(source or embodiment.name, line, key, problem, fix)

@@ -13,6 +13,7 @@ from qwen_vla_core.embodiment.spec import (
     IMAGE_MESSAGES,
     STATE_MESSAGES,
     Embodiment,
+    GripSpec,
     LinearMap,
 )
 
@@ -39,6 +40,8 @@ def describe_embodiment(embodiment: Embodiment, instruction: str) -> dict[str, A
                 "message": COMMAND_MESSAGES[group.command.kind],
                 "command_map": dataclasses.asdict(group.command.map),
                 "on_timeout": group.on_timeout,
+                "watchdog_ms": group.watchdog_ms,
+                "grip": dataclasses.asdict(group.grip or GripSpec()) if group.kind == "gripper" else None,
             }
             for group in embodiment.actions
         ],
@@ -59,7 +62,10 @@ def describe_embodiment(embodiment: Embodiment, instruction: str) -> dict[str, A
             for camera in embodiment.cameras
         ],
         "topics": _topics(embodiment),
-        "safety": dataclasses.asdict(embodiment.safety),
+        "safety": {
+            **dataclasses.asdict(embodiment.safety),
+            "max_observation_age_ms": embodiment.max_observation_age_ms,
+        },
         "simulation": dataclasses.asdict(embodiment.simulation) if embodiment.simulation else None,
     }
 
@@ -78,6 +84,7 @@ def _channels(embodiment: Embodiment) -> list[dict[str, Any]]:
                     "upper": group.limits.upper[index],
                     "velocity": group.limits.velocity[index],
                     "acceleration": group.limits.acceleration[index],
+                    "jerk": group.limits.jerk[index] if group.limits.jerk else None,
                     "start": group.start[index] if group.start else None,
                     "on_timeout": group.on_timeout,
                 }
@@ -103,7 +110,7 @@ def _topics(embodiment: Embodiment) -> list[dict[str, str]]:
 
 def embodiment_text(report: dict[str, Any]) -> str:
     """``describe_embodiment`` as text for a terminal."""
-    control, tensor, safety = report["control"], report["tensor"], report["safety"]
+    control, tensor = report["control"], report["tensor"]
     sections = [
         f"{report['name']}: {report['description']}" if report["description"] else report["name"],
         f"{report['path']}\nsha256 {report['sha256']}\nsha256 of what a policy learns {report['policy_sha256']}",
@@ -127,14 +134,7 @@ def embodiment_text(report: dict[str, Any]) -> str:
             ("view", "topic", "transport", "size", "max_age_ms", "reference", "tokens"),
         ),
         "Topics\n" + _table(report["topics"], ("direction", "topic", "message", "in_simulation")),
-        "Safety\n"
-        + _table(
-            [
-                {"key": key, "value": _workspace(value) if key == "workspace" else value}
-                for key, value in safety.items()
-            ],
-            ("key", "value"),
-        ),
+        "Safety\n" + _table(_safety_rows(report), ("key", "value")),
     ]
     if report["simulation"]:
         values = {**report["simulation"]}
@@ -151,11 +151,27 @@ def map_text(map_: LinearMap) -> str:
     return text + (f" {'+' if map_.offset > 0 else '−'} {abs(map_.offset):.6g}" if map_.offset else "")
 
 
-def _workspace(box: dict[str, Any] | None) -> str:
-    if box is None:
-        return "none"
+def _safety_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is on: the global keys, then what single groups and boxes add."""
+    rows = [{"key": key, "value": value} for key, value in report["safety"].items() if key != "workspace"]
+    for group in report["groups"]:
+        if group["watchdog_ms"] is not None:
+            rows.append({"key": f"watchdog_ms of {group['name']}", "value": group["watchdog_ms"]})
+        if group["grip"] is not None:
+            grip = group["grip"]
+            text = f"closes at up to {grip['closing_velocity']:g}/s, presses up to {grip['max_lead']:g} of its range"
+            rows.append({"key": f"grip of {group['name']}", "value": text})
+    boxes = report["safety"]["workspace"]
+    rows += [{"key": f"workspace of {box['group']}", "value": _workspace(box)} for box in boxes]
+    return rows if boxes else [*rows, {"key": "workspace", "value": "none"}]
+
+
+def _workspace(box: dict[str, Any]) -> str:
     lower, upper = ([f"{value:g}" for value in box[side]] for side in ("lower", "upper"))
-    return f"({', '.join(lower)}) … ({', '.join(upper)}) m in {box['frame_id']}"
+    text = f"({', '.join(lower)}) … ({', '.join(upper)}) m in {box['frame_id']}"
+    if box["kinematics"]:
+        text += f", {box['kinematics']['tip']} by {box['kinematics']['model']}"
+    return text + (f", measured by {', '.join(box['position'])}" if box["position"] else "")
 
 
 def _state_table(state: Iterable[dict[str, Any]]) -> str:

@@ -201,12 +201,15 @@ class StateGroup:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one action group in channel units, one value per channel; all four are required, so limits are on."""
+    """Limits of one action group in channel units, one value per channel; all but jerk are required: limits are on."""
 
     lower: tuple[float, ...] = field(metadata=doc("Lower position (or value) limit per channel."))
     upper: tuple[float, ...] = field(metadata=doc("Upper position (or value) limit per channel."))
     velocity: tuple[float, ...] = field(metadata=doc("Largest rate of change per channel, units/s."))
     acceleration: tuple[float, ...] = field(metadata=doc("Largest change of rate per channel, units/s²."))
+    jerk: tuple[float, ...] = field(
+        default=(), metadata=doc("Largest change of acceleration per channel, units/s³; left out: not limited.")
+    )
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,26 @@ class CommandSpec:
 
 
 @dataclass(frozen=True)
+class GripSpec:
+    """How hard a gripper may be told to close; on by default for every group of kind gripper."""
+
+    closing_velocity: float = field(
+        default=3.0,
+        metadata=doc("Largest closing rate in ranges (lower … upper) per second.", exclusive_minimum=0.0),
+    )
+    max_lead: float = field(
+        default=0.5,
+        metadata=doc(
+            "How far a closing command may lead the measured opening of blocked fingers, as a share of the range: it "
+            "is the force. 1 switches this off.",
+            exclusive_minimum=0.0,
+            maximum=1.0,
+        ),
+    )
+    closed: Literal["lower", "upper"] = field(default="lower", metadata=doc("Which limit is the closed gripper."))
+
+
+@dataclass(frozen=True)
 class ActionGroup:
     """Channels of the action tensor that are commanded together."""
 
@@ -250,15 +273,58 @@ class ActionGroup:
         metadata=doc("hold_measured (arms, grippers) or zero (velocities only; refused on position groups).")
     )
     start: tuple[float, ...] = field(default=(), metadata=doc("Start pose per channel, inside the limits; optional."))
+    watchdog_ms: float | None = field(
+        default=None,
+        metadata=doc(
+            "No fresh chunk for this long: this group times out, whatever the others do; default: safety.watchdog_ms.",
+            exclusive_minimum=0.0,
+        ),
+    )
+    grip: GripSpec | None = field(
+        default=None, metadata=doc("Closing rate and force of a gripper group; default: its defaults.")
+    )
+
+
+@dataclass(frozen=True)
+class Kinematics:
+    """How joints move a point of the robot: a serial chain in a URDF, or in a MuJoCo model."""
+
+    model: str = field(
+        metadata=doc("File: .urdf, or .xml (MJCF, needs mujoco); relative to this YAML or to the shipped embodiments.")
+    )
+    tip: str = field(metadata=doc("Link (URDF), or site or body (MJCF), that carries the point."))
+    base: str = field(default="", metadata=doc("Link or body whose frame the box is in; default: the model's root."))
+    offset: tuple[float, float, float] = field(
+        default=(0.0, 0.0, 0.0), metadata=doc("The point in the tip's frame.", unit="m")
+    )
+    channels: tuple[str, ...] = field(
+        default=(),
+        metadata=doc(
+            "Action channels of the chain's joints, of any joint_position group; default: those of the group."
+        ),
+    )
+    joints: tuple[str, ...] = field(
+        default=(),
+        metadata=doc("The model's names of these channels' joints; default: the names in the command message."),
+    )
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Axis-aligned box in ``frame_id`` that Cartesian targets are clamped to."""
+    """An axis-aligned box that a point of the robot must not leave. What is known of the point depends on the group's
+    kind: eef_pose commands it, eef_delta has it measured (``position``), joint_position needs ``kinematics``.
+    """
 
+    group: str = field(metadata=doc("Action group that moves the point."))
     lower: tuple[float, float, float] = field(metadata=doc("x, y, z minimum.", unit="m"))
     upper: tuple[float, float, float] = field(metadata=doc("x, y, z maximum.", unit="m"))
-    frame_id: str = field(default="base_link", metadata=doc("Frame of the box."))
+    frame_id: str = field(default="base_link", metadata=doc("Frame of the box, for humans."))
+    kinematics: Kinematics | None = field(
+        default=None, metadata=doc("For joint_position groups: from joints to point.")
+    )
+    position: tuple[str, ...] = field(
+        default=(), metadata=doc("For eef_delta groups: the three state channels that measure x, y, z.")
+    )
 
 
 @dataclass(frozen=True)
@@ -281,7 +347,17 @@ class SafetySpec:
     max_skew_ms: float = field(
         default=100.0, metadata=doc("Largest stamp difference of the views.", exclusive_minimum=0.0)
     )
-    workspace: Workspace | None = field(default=None, metadata=doc("Optional Cartesian box for eef groups."))
+    max_observation_age_ms: float | None = field(
+        default=None,
+        metadata=doc(
+            "The observation behind the plan is older than this: time out, however often chunks arrive; default: "
+            "watchdog_ms and half the time that a chunk covers.",
+            exclusive_minimum=0.0,
+        ),
+    )
+    workspace: tuple[Workspace, ...] = field(
+        default=(), metadata=doc("Boxes that points of the robot must not leave; optional, several per robot.")
+    )
 
 
 @dataclass(frozen=True)
@@ -337,6 +413,12 @@ class Embodiment:
     def period_s(self) -> float:
         """Seconds between two actions of a chunk."""
         return 1.0 / self.control.frequency_hz
+
+    @property
+    def max_observation_age_ms(self) -> float:
+        """Oldest observation whose plan may still be played, also where the YAML leaves it to the default."""
+        given = self.safety.max_observation_age_ms
+        return self.safety.watchdog_ms + 500.0 * self.control.horizon * self.period_s if given is None else given
 
     @cached_property
     def hash(self) -> str:

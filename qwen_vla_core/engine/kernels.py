@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
 def add_norm(x, y, gate, scale, shift, total, out, width, epsilon, PARTS: tl.constexpr, GATED: tl.constexpr,
-              SCALED: tl.constexpr, SHIFTED: tl.constexpr, CENTRED: tl.constexpr, BLOCK: tl.constexpr,
-             OVERLAP: tl.constexpr):  # fmt: skip
+              SCALED: tl.constexpr, SHIFTED: tl.constexpr, CENTRED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """One row: total = x + gate·(sum of y's parts); out = norm(total)·scale + shift, layer norm where CENTRED."""
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     line, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     row = line * width
     index = tl.arange(0, BLOCK)
@@ -291,15 +286,12 @@ def _turned(base, weights, cos, sin, good, line, index, kind, D: tl.constexpr):
 @triton.jit
 def action_attention(x, query_weights, key_weights, cos, sin, keys, values, lengths, out, tokens, prompt, context,
                       heads, scale, BLOCKS: tl.constexpr, D: tl.constexpr, Q: tl.constexpr, K: tl.constexpr,
-                      PRECISION: tl.constexpr, OVERLAP: tl.constexpr):  # fmt: skip
+                      PRECISION: tl.constexpr):  # fmt: skip
     """All action tokens of one row and head to the context's keys and to each other.
 
     ``x`` is the projection, (3, heads, D) per token; queries and keys are normed and rotated here. Of the context a
     row's first length of ``prompt`` slots counts, and all between ``prompt`` and ``context``.
     """
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     pair = tl.program_id(0)
     batch, head = (pair // heads).to(tl.int64), pair % heads
     real = tl.load(lengths + batch * 2)
@@ -331,22 +323,12 @@ def action_attention(x, query_weights, key_weights, cos, sin, keys, values, leng
 
 
 @triton.jit
-def _call_up(lines):
-    """Asks for cache lines at these addresses, without waiting."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
 def few(x, w, out, rows, width, depth, GATED: tl.constexpr, SPLIT: tl.constexpr, STEPS: tl.constexpr,
-         M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
-         AHEAD: tl.constexpr):  # fmt: skip
+         M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """x (rows, depth) @ wᵀ for so few rows that reading w is all the time; w is (width, depth).
 
     GATED: w holds gate above up, and silu(gate)·up is stored. SPLIT > 1: part p of the depth is stored as float32 at
-    out[p]; its STEPS blocks of K are neighbours in memory. AHEAD ≥ 0: it may start before the kernel before it has
-    ended; the weights of so many steps are called into the cache before x is waited for.
+    out[p]; its STEPS blocks of K are neighbours in memory.
     """
     block, part = tl.program_id(0), tl.program_id(1)
     row, column, inner = tl.arange(0, M), block * N + tl.arange(0, N), tl.arange(0, K)
@@ -354,14 +336,6 @@ def few(x, w, out, rows, width, depth, GATED: tl.constexpr, SPLIT: tl.constexpr,
     left = x + row[:, None] * depth + (first + inner)[None, :]
     right = w + column[None, :].to(tl.int64) * depth + (first + inner)[:, None]
     below = right + width.to(tl.int64) * depth
-    if AHEAD >= 0:
-        gdc_launch_dependents()
-        lines = w + column[:, None].to(tl.int64) * depth + (first + tl.arange(0, K // 64) * 64)[None, :]
-        for step in range(AHEAD):
-            _call_up(lines + step * K)
-            if GATED:
-                _call_up(lines + width.to(tl.int64) * depth + step * K)
-        gdc_wait()
     total = tl.zeros((M, N), tl.float32)
     second = tl.zeros((M, N), tl.float32)
     for step in range(STEPS):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from qwen_vla_core.engine.buckets import Packed, Packer
+from qwen_vla_core.engine.conditioning import predict_continued, use_of
 from qwen_vla_core.engine.graphs import Captured, make_ops
 from qwen_vla_core.engine.inputs import Preparer, Ready
 from qwen_vla_core.engine.network import Network, Prefix
@@ -44,7 +45,7 @@ class LocalEngine:
     """Runs a policy on this machine; satisfies ``interfaces.Engine``.
 
     Requests of one call are answered together where their pictures and horizons have the same shapes, whatever their
-    robots and sentences.
+    robots and sentences. Requests that continue committed actions take the eager path (see ``conditioning``).
     """
 
     def __init__(
@@ -76,27 +77,32 @@ class LocalEngine:
         self._prepare = Preparer(policy)
         self._pack = Packer(policy, self.network.text_rotary, fixed=use_graphs or compile)
 
-    @torch.inference_mode()
     def predict(self, requests: Sequence[Request]) -> list[Prediction]:
         """One prediction per request, in order.
 
         Raises:
-            UserError: a view is missing, the state has another length, or the robot is unknown.
+            UserError: a view is missing, the state has another length, the robot is unknown, or committed actions do
+                not fit it.
         """
-        started = time.monotonic()
-        ready = [self._prepare(request.observation, request.embodiment) for request in requests]
-        spent = time.monotonic() - started
         answers: dict[int, Prediction] = {}
-        for indices in self._batches(ready):
-            batch = [requests[index] for index in indices]
-            predictions = self._answer(batch, [ready[index] for index in indices], spent)
-            answers |= dict(zip(indices, predictions, strict=True))
+        continuing = [index for index, request in enumerate(requests) if use_of(request) is not None]
+        continued = predict_continued(self.policy, [requests[index] for index in continuing], self.steps)
+        answers |= dict(zip(continuing, continued, strict=True))
+        with torch.inference_mode():
+            free = [index for index in range(len(requests)) if index not in answers]
+            started = time.monotonic()
+            ready = {index: self._prepare(requests[index].observation, requests[index].embodiment) for index in free}
+            spent = time.monotonic() - started
+            for indices in self._batches(ready):
+                batch = [requests[index] for index in indices]
+                predictions = self._answer(batch, [ready[index] for index in indices], spent)
+                answers |= dict(zip(indices, predictions, strict=True))
         return [answers[index] for index in range(len(requests))]
 
-    def _batches(self, ready: Sequence[Ready]) -> list[list[int]]:
+    def _batches(self, ready: Mapping[int, Ready]) -> list[list[int]]:
         """Which requests are answered together."""
         groups: dict[object, list[int]] = {}
-        for index, request in enumerate(ready):
+        for index, request in ready.items():
             groups.setdefault((request.row.sizes, request.row.horizon), []).append(index)
         return list(groups.values())
 

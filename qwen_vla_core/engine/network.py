@@ -54,11 +54,11 @@ class Network:
             policy: in evaluation mode, on its device. Its projections are joined in place (``qwen3_5.join``).
             ops: torch or CUDA kernels.
         """
-        self.policy, self.ops = policy, ops
-        self.fast = (
-            FastQwen35(policy.backbone, policy.processor.image, ops) if FastQwen35.supports(policy.backbone) else None
-        )
-        self.decoder = FastDecoder(policy.decoder, ops)
+        self.policy, self.ops, self.fast = policy, ops, None
+        with torch.inference_mode(False), torch.no_grad():  # the policy keeps its weights and may be differentiated
+            if FastQwen35.supports(policy.backbone):
+                self.fast = FastQwen35(policy.backbone, policy.processor.image, ops)
+            self.decoder = FastDecoder(policy.decoder, ops)
         self.cached = policy.config.decoder.context == "cached"
 
     def text_rotary(self, positions_3bl: torch.Tensor) -> Rotary:

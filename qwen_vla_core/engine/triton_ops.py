@@ -47,27 +47,15 @@ PLANS = (
     Plan(64, 128, 8, 4),
 )
 SPLITS = (2, 4, 8)
-OVERLAP = True  # on chips that can, a kernel of an Euler step starts while the one before it ends
-AHEAD_BYTES = 16 * 2**20  # of weights that are called into the cache meanwhile
 
 
 def _pointer(tensor: torch.Tensor | None, fallback: torch.Tensor) -> torch.Tensor:
     return fallback if tensor is None else tensor
 
 
-def _launch(overlap: bool) -> dict[str, bool]:
-    """Arguments of a kernel that may overlap the one before it."""
-    return {"OVERLAP": True, "launch_pdl": True} if overlap else {"OVERLAP": False}
-
-
 def _fits(*sizes: int) -> bool:
     """Whether kernels can hold these sizes in one block: powers of two that a matrix unit takes."""
     return all(size >= 16 and size & (size - 1) == 0 for size in sizes)
-
-
-def _overlaps(x: torch.Tensor) -> bool:
-    """Whether programmatic dependent launch is used."""
-    return OVERLAP and x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -105,11 +93,10 @@ class TritonOps(TorchOps):
         total = x if y is None else torch.empty_like(x)
         parts = 0 if y is None else y.numel() // x.numel()
         block = triton.next_power_of_2(width)
-        overlap = rows <= FEW_ROWS and _overlaps(x)
         kernels.add_norm[(rows,)](
             x, _pointer(y, x), _pointer(gate, x), _pointer(scale, x), _pointer(shift, x), total, out, width, epsilon,
             PARTS=parts, GATED=gate is not None, SCALED=scale is not None, SHIFTED=shift is not None,
-            CENTRED=centred, BLOCK=block, num_warps=4 if block <= 2048 and rows > FEW_ROWS else 8, **_launch(overlap),
+            CENTRED=centred, BLOCK=block, num_warps=4 if block <= 2048 and rows > FEW_ROWS else 8,
         )  # fmt: skip
         return total, out
 
@@ -280,7 +267,6 @@ class TritonOps(TorchOps):
             valid.prompt, slots, heads, width**-0.5, BLOCKS=triton.cdiv(slots, 128), D=width,
             Q=max(16, triton.next_power_of_2(tokens)), K=128, PRECISION=_precision(projected.dtype), num_warps=4,
             num_stages=1 if projected.dtype == torch.float32 else 2,
-            **_launch(_overlaps(projected)),
         )  # fmt: skip
         return out
 
@@ -302,14 +288,10 @@ class TritonOps(TorchOps):
             return super().few_gated(x, weight) if gated else super().few(x, weight)
         shape, split = (*x.shape[:-1], width), plan.split
         out = x.new_empty(shape) if split == 1 else x.new_empty((split, *shape), dtype=torch.float32)
-        ahead = -1
-        if _overlaps(x):
-            per_step = weight.shape[0] * split * plan.depth * weight.element_size()
-            ahead = min(depth // split // plan.depth, max(1, AHEAD_BYTES // per_step))
         kernels.few[(width // plan.columns, split)](
             x, weight, out, rows, width, depth, GATED=gated, SPLIT=split, STEPS=depth // split // plan.depth,
             M=max(16, triton.next_power_of_2(rows)), N=plan.columns, K=plan.depth, PRECISION=_precision(x.dtype),
-            AHEAD=ahead, num_warps=plan.warps, num_stages=plan.stages, **({} if ahead < 0 else {"launch_pdl": True}),
+            num_warps=plan.warps, num_stages=plan.stages,
         )  # fmt: skip
         return out
 

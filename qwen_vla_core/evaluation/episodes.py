@@ -16,6 +16,8 @@ from typing import Any
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.evaluation.closed_loop import EpisodeResult, run_episode
 from qwen_vla_core.evaluation.real_time import Timing, run_episode_in_time
+from qwen_vla_core.interfaces import Committed, Request
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, find_strategy
 
 FRAME_S = 0.1  # of a film
 
@@ -28,15 +30,15 @@ class Settings:
         embodiment: shipped name or YAML; its ``simulation.world`` is the world.
         checkpoint: shipped name or folder.
         task: of the world; ``all`` for all, None for its first.
-        execute_steps: actions executed of each chunk.
+        execute_steps: actions executed of each chunk; with ``latency_ms`` at most, see ``LookSchedule``.
         flow_steps: Euler steps; None for the checkpoint's.
         timeout: simulated seconds per episode; None for the world's.
         language: also ask for another object in the same scene.
         told: the robot that the prompt speaks of; None: the one that is driven.
         device: ``auto``, ``cpu`` or ``cuda``.
         latency_ms: how late chunks are; None: the world waits for the policy.
-        replan_hz: with ``latency_ms``, looks per second.
-        blend_ms: with ``latency_ms``, fade between chunks.
+        strategy: with ``latency_ms``, how chunks follow each other (``runtime.continuity``).
+        blend_ms: with ``latency_ms``, fade between chunks; None: the strategy's.
     """
 
     embodiment: str
@@ -49,8 +51,8 @@ class Settings:
     told: str | None = None
     device: str = "auto"
     latency_ms: float | None = None
-    replan_hz: float = 5.0
-    blend_ms: float = 200.0
+    strategy: str = DEFAULT_STRATEGY
+    blend_ms: float | None = None
 
 
 Row = dict[str, Any]
@@ -101,7 +103,12 @@ class Evaluator:
         }
         if settings.latency_ms is None:
             return run_episode(self.world, sampler, execute_steps=settings.execute_steps, **common)
-        timing = Timing(settings.latency_ms / 1000, 1 / settings.replan_hz, settings.blend_ms / 1000)
+        timing = Timing(
+            settings.latency_ms / 1000,
+            find_strategy(settings.strategy),
+            settings.execute_steps,
+            blend_s=None if settings.blend_ms is None else settings.blend_ms / 1000,
+        )
         return run_episode_in_time(self.world, sampler, self.embodiment, timing=timing, **common)
 
     def _row(self, result: EpisodeResult) -> Row:
@@ -117,6 +124,19 @@ class _Sampler:
         self.policy, self.steps, self.generator, self.told = policy, steps, generator, told
         # A checkpoint of one robot drives whatever has its channels; one of several has to be told which.
         self.embodiment = embodiment if embodiment in policy.embodiments or len(policy.embodiments) > 1 else None
+
+    def continued(self, observation: Any, committed: Committed) -> Any:
+        """A chunk that continues what is committed; the prompt is the robot's own."""
+        import torch
+
+        from qwen_vla_core.engine.conditioning import predict_continued
+
+        if self.told is not None:
+            raise UserError("--told: cannot be combined with a strategy that conditions the sampler")
+        robot = self.policy.embodiment(self.embodiment)
+        shape = (robot.control.horizon, self.policy.config.decoder.channels)
+        noise = torch.randn(shape, generator=self.generator, device=self.generator.device).cpu().numpy()
+        return predict_continued(self.policy, [Request(observation, robot.name, committed, noise)], self.steps)[0].chunk
 
     def predict(self, observation: Any) -> Any:
         return self.policy.predict(
@@ -208,14 +228,16 @@ def film_in_worker(settings: Settings, seeds: Sequence[int], path: Path, frame_s
 
 
 _kept: Evaluator | None = None
+_LOADED = ("embodiment", "checkpoint", "task", "device")  # what an evaluator is built from; the rest is read each time
 
 
 def _evaluator_of(settings: Settings) -> Evaluator:
     global _kept
-    if _kept is None or _kept.settings != settings:
+    if _kept is None or any(getattr(_kept.settings, key) != getattr(settings, key) for key in _LOADED):
         if _kept is not None:
             _kept.world.close()
         _kept = Evaluator(settings)
+    _kept.settings = settings
     return _kept
 
 

@@ -149,6 +149,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
+def trained_prefix(folder: str | Path) -> int:
+    """How many first actions the last stage gave at most (``loss.prefix``); 0: none, or trained by something else."""
+    recipe = read_config(folder)["provenance"].get("recipe")
+    loss = recipe.get("loss") if isinstance(recipe, dict) else None
+    return int(loss.get("prefix", 0)) if isinstance(loss, dict) else 0
+
+
 def _write_parts(
     policy: QwenVLA,
     folder: Path,

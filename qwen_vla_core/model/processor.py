@@ -9,7 +9,6 @@ losses [O].
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from qwen_vla_core.embodiment.prompt import PLAIN
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_json
+from qwen_vla_core.model.picture_size import target_size
 from qwen_vla_core.model.tokenizer import add_view_tokens, view_tokens
 
 IMAGE_FILE = "preprocessor_config.json"
@@ -95,16 +95,7 @@ class ImageConfig:
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """Qwen's rule: multiples of a token's side, nearly the same shape, an area within the limits."""
-        side = self.patch_size * self.merge_size
-        new_h, new_w = max(side, round(height / side) * side), max(side, round(width / side) * side)
-        if new_h * new_w > self.max_pixels:
-            shrink = math.sqrt(height * width / self.max_pixels)
-            new_h = max(side, math.floor(height / shrink / side) * side)
-            new_w = max(side, math.floor(width / shrink / side) * side)
-        elif new_h * new_w < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (height * width))
-            new_h, new_w = math.ceil(height * grow / side) * side, math.ceil(width * grow / side) * side
-        return new_h, new_w
+        return target_size(height, width, self.patch_size * self.merge_size, self.min_pixels, self.max_pixels)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""The plan being played: one chunk, read by time, replaced without a jump.
+"""The plan being played: chunks placed in plan time, joined without a jump.
 
-A chunk is placed by the time of the observation that caused it, so inference latency is skipped by the clock itself:
-the actions whose time has passed while the model was thinking are never played, and nothing is ever padded.
+A chunk is placed by its observation: what has been played since then is skipped, by the plan's own clock (see
+``plan_clock``). So the actions that were executed while the model was thinking are never played twice, those that were
+not are never left out, and nothing is ever padded.
 """
 
 from __future__ import annotations
@@ -11,26 +12,37 @@ from collections import Counter
 import numpy as np
 
 from qwen_vla_core.interfaces import ActionChunk
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, Joiner, Plan, Strategy, make_joiner
+from qwen_vla_core.runtime.plan_clock import NANO, PlanClock
 
-NANO = 1_000_000_000
+LONGEST_BRAKE_S = 0.25
+
+
+def brake_seconds(patience_s: float) -> float:
+    """How long a plan takes to stop when its chunk is late: a quarter of the watchdog's time, 0.25 s at most."""
+    return min(LONGEST_BRAKE_S, patience_s / 4)
 
 
 class ChunkBuffer:
-    """Accepts or refuses chunks, and answers what the plan says at a given time.
+    """Accepts or refuses chunks, and answers what the plan says now.
 
     Args:
         channels: the c channel names in the order ``sample`` answers in.
         horizon: H, actions per chunk.
         period_s: seconds between two actions.
-        blend_s: the step between the old plan and a new one fades out over this time.
+        strategy: how chunks are joined.
+        patience_s: without a chunk for this long the plan has come to a stand (the watchdog's time); None: it is played
+            to its end.
         future_tolerance_s: a stamp may be ahead of the clock by this much (clocks of two processes differ a little).
         held_c: (c,) bool, True for displacements per period: held for their period instead of interpolated, so that
-            what is commanded adds up to what was planned, and zero once the plan is over.
+            what is commanded adds up to what was planned, and zero while the plan stands.
 
     Attributes:
-        epoch: counts ``flush`` calls; a chunk observed before the current epoch began is refused.
+        epoch: counts ``begin_epoch`` calls; a chunk observed before the current epoch began is refused.
         rejections: how often a chunk was refused, by reason.
         accepted: how many chunks were taken.
+        clock: the plan's time.
+        last_jump_c: (c,) the newest chunk minus what was being played when it came; None where nothing was.
     """
 
     def __init__(
@@ -39,7 +51,8 @@ class ChunkBuffer:
         horizon: int,
         period_s: float,
         *,
-        blend_s: float = 0.2,
+        strategy: Strategy = STRATEGIES[DEFAULT_STRATEGY],
+        patience_s: float | None = None,
         future_tolerance_s: float = 0.05,
         held_c: np.ndarray | None = None,
     ) -> None:
@@ -49,29 +62,41 @@ class ChunkBuffer:
         self.epoch = 0
         self.accepted = 0
         self.rejections: Counter[str] = Counter()
-        self._held_c = np.zeros(len(channels), bool) if held_c is None else np.asarray(held_c, bool)
-        self._blend_ns = int(blend_s * NANO)
+        self.last_jump_c: np.ndarray | None = None
+        self.held_c = np.zeros(len(channels), bool) if held_c is None else np.asarray(held_c, bool)
+        self.clock = PlanClock(brake_seconds(4.0 if patience_s is None else patience_s), 2.0 * horizon * period_s + 1.0)
+        self._strategy = strategy
+        self._patience_ns = None if patience_s is None else int(patience_s * NANO)
+        self._stop_by_ns: int | None = None
         self._future_ns = int(future_tolerance_s * NANO)
         self._epoch_start_ns: int | None = None
         self._newest_ns: int | None = None
+        self._joiner: Joiner = make_joiner(strategy)
+        self._plan: Plan | None = None
         self._chunk: ActionChunk | None = None
-        self._step_c: np.ndarray | None = None
-        self._blend_start_ns = 0
+        self._plan_epoch = 0
+        self._sampled: tuple[int, float] | None = None
+        self._displaced_c = np.zeros(len(channels))
 
     @property
     def empty(self) -> bool:
         """Whether there is no plan."""
-        return self._chunk is None
+        return self._plan is None
 
     @property
     def stamp_ns(self) -> int | None:
-        """Observation stamp of the plan being played."""
+        """Observation stamp of the newest chunk in the plan."""
         return None if self._chunk is None else self._chunk.stamp_ns
 
-    def push(self, chunk: ActionChunk, now_ns: int) -> str | None:
-        """Makes ``chunk`` the plan from ``now_ns`` on.
+    def push(self, chunk: ActionChunk, now_ns: int, pose_c: np.ndarray | None = None) -> str | None:
+        """Joins ``chunk`` to the plan from ``now_ns`` on.
 
         Columns may come in any order; the set of names must be exactly this robot's.
+
+        Args:
+            chunk: absolute actions.
+            now_ns: time of its arrival.
+            pose_c: (c,) what is commanded now, where there is no plan; None: unknown.
 
         Returns:
             None when accepted, otherwise why not (also counted in ``rejections``).
@@ -83,81 +108,116 @@ class ChunkBuffer:
         actions_hc = np.asarray(chunk.actions_hc, dtype=np.float64)
         if chunk.channels != self.channels:
             actions_hc = actions_hc[:, [chunk.channels.index(name) for name in self.channels]]
-        before_c = self.sample(now_ns)
+        self.advance(now_ns)
+        now_s, seen_s = self.clock.now_s, self.clock.at(chunk.stamp_ns)
+        from_c, start_c = pose_c, pose_c
+        if self._plan is not None:
+            from_c, start_c = self._joiner.at(now_s), self._joiner.at(seen_s)
+        knots_tc = np.vstack([actions_hc[:1] if start_c is None else start_c[None], actions_hc])
+        plan = Plan(knots_tc, seen_s, self.period_s, self.held_c)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.last_jump_c = None if self._plan is None else plan.at(now_s) - from_c
+        self._joiner.join(plan, now_s, from_c, alone=self._plan is None or self._plan_epoch != self.epoch)
         self._chunk = ActionChunk(actions_hc, self.channels, chunk.stamp_ns, self.period_s)
-        self._newest_ns = chunk.stamp_ns
-        self._step_c = None
-        if before_c is not None:
-            with np.errstate(over="ignore", invalid="ignore"):  # finite, but 1e308 apart: nothing worth blending
-                step_c = before_c - self._planned(now_ns)
-            self._step_c = np.where(np.isfinite(step_c), step_c, 0.0)
-        self._blend_start_ns = now_ns
+        self._plan, self._plan_epoch, self._newest_ns = plan, self.epoch, chunk.stamp_ns
+        self._stop_by_ns = None if self._patience_ns is None else now_ns + self._patience_ns
+        self.clock.released()
         self.accepted += 1
         return None
 
     def sample(self, t_ns: int) -> np.ndarray | None:
-        """(c,) the plan at ``t_ns``, linear between actions; before the first and after the last action, that action.
-        Displacements per period: the action whose period it is.
+        """(c,) the joined plan at ``t_ns``, which moves the plan's clock there; None without a plan.
 
-        For ``blend_s`` after a replacement the difference between both plans at that instant fades out linearly, so
-        the answer is continuous in time however different the plans are. None without a plan.
+        Displacements are what the plan moved since the last call, per period: a plan at half speed moves half as far.
         """
-        if self._chunk is None:
+        self.advance(t_ns)
+        if self._plan is None:
+            self._sampled = (t_ns, self.clock.now_s)
             return None
-        planned_c = self._planned(t_ns)
-        if self._step_c is not None:
-            elapsed = t_ns - self._blend_start_ns
-            if elapsed < self._blend_ns:
-                return planned_c + self._step_c * (1.0 - max(elapsed, 0) / self._blend_ns)
-        return planned_c
+        value_c = self._joiner.at(self.clock.now_s)
+        if self.held_c.any():
+            self._displaced_c = self._displacement(t_ns)
+            value_c[self.held_c] = self._displaced_c[self.held_c]
+        self._sampled = (t_ns, self.clock.now_s)
+        return value_c
+
+    def hold(self, t_ns: int) -> None:
+        """Nothing is played until ``t_ns``: the plan's clock stands."""
+        self.clock.hold(t_ns)
+
+    def late_ms(self, t_ns: int) -> float | None:
+        """Milliseconds since the plan had to be slowed down for want of a chunk; None while it is in time."""
+        since_ns = self.clock.late_since_ns
+        return None if since_ns is None or self._plan is None else (t_ns - since_ns) / 1e6
+
+    def rest(self) -> np.ndarray | None:
+        """(1 + n, c) the plan from now on: where it is, and what is due 1, 2, … periods of plan time from now.
+
+        n covers what is left of the newest chunk; a displacement is that of the period before it is due. None without a
+        plan.
+        """
+        if self._plan is None:
+            return None
+        now_s = self.clock.now_s
+        count = max(int((self._plan.end_s - now_s) / self.period_s + 1e-6), 0)
+        rows_tc = np.array([self._joiner.at(now_s + index * self.period_s) for index in range(count + 1)])
+        for index in range(1, count + 1):
+            middle_c = self._joiner.at(now_s + (index - 0.5) * self.period_s)
+            rows_tc[index, self.held_c] = middle_c[self.held_c]
+        return rows_tc
 
     def consumed(self, t_ns: int) -> ActionChunk | None:
-        """The actions of the plan that are due by ``t_ns``: what a next inference may condition on; None if none."""
+        """The actions of the newest chunk that have been played, or skipped as played before it came; None if none."""
         count = self.consumed_count(t_ns)
         if self._chunk is None or count == 0:
             return None
         return ActionChunk(self._chunk.actions_hc[:count], self.channels, self._chunk.stamp_ns, self.period_s)
 
     def consumed_count(self, t_ns: int) -> int:
-        """How many actions of the plan are due by ``t_ns``; 0 without a plan."""
-        if self._chunk is None:
+        """How many of its actions that are; 0 without a plan."""
+        if self._plan is None:
             return 0
-        elapsed = (t_ns - self._chunk.stamp_ns) / NANO / self.period_s
+        elapsed = (self.clock.at(t_ns) - self._plan.origin_s) / self.period_s
         return min(max(int(elapsed + 1e-6), 0), self.horizon)
 
     def clear(self) -> None:
         """Drops the plan; chunks not newer than it stay refused."""
-        self._chunk = None
-        self._step_c = None
+        self._chunk = self._plan = None
+        self.clock.released()
 
-    def flush(self, now_ns: int) -> None:
-        """Drops the plan and begins a new epoch: whatever was observed before ``now_ns`` will be refused."""
-        self.clear()
+    def begin_epoch(self, now_ns: int) -> None:
+        """What was observed before ``now_ns`` will be refused; the plan goes on until the next chunk replaces it."""
         self.epoch += 1
         self._epoch_start_ns = now_ns
-        self._newest_ns = None
 
-    def _planned(self, t_ns: int) -> np.ndarray:
-        """(c,) the current chunk alone at ``t_ns``. Action i is due at stamp + (i + 1)·period."""
-        planned_c = self._interpolated(t_ns)
-        if self._held_c.any():
-            assert self._chunk is not None
-            period = max(int((t_ns - self._chunk.stamp_ns) / NANO / self.period_s + 1e-6), 0)
-            now_c = self._chunk.actions_hc[period] if period < self.horizon else np.zeros(len(self.channels))
-            planned_c[self._held_c] = now_c[self._held_c]
-        return planned_c
+    def flush(self, now_ns: int) -> None:
+        """Drops the plan and begins a new epoch, also where the world's clock went back."""
+        self.clear()
+        self.begin_epoch(now_ns)
+        self._newest_ns = self._sampled = None
+        self._displaced_c = np.zeros(len(self.channels))
+        self.clock.forget()
 
-    def _interpolated(self, t_ns: int) -> np.ndarray:
-        """(c,) every channel as a target that is due at the end of its period."""
-        assert self._chunk is not None
-        index = (t_ns - self._chunk.stamp_ns) / NANO / self.period_s - 1.0
-        index = min(max(index, 0.0), self.horizon - 1.0)
-        first = min(int(index), self.horizon - 2) if self.horizon > 1 else 0
-        weight = index - first
-        actions_hc = self._chunk.actions_hc
-        if weight == 0.0:
-            return actions_hc[first].copy()
-        return actions_hc[first] * (1.0 - weight) + actions_hc[first + 1] * weight
+    def _displacement(self, t_ns: int) -> np.ndarray:
+        """(c,) the displacements between the plan times of the last call and of this one, per period of real time."""
+        assert self._plan is not None
+        now_s = self.clock.now_s
+        last_ns, last_s = self._sampled if self._sampled is not None else (t_ns, now_s)
+        if t_ns <= last_ns:
+            return self._displaced_c
+        # A tick in which one action ends and the next begins has its share of both.
+        periods = int((now_s - self._plan.origin_s) / self.period_s + 1e-9)
+        border_s = min(max(self._plan.origin_s + periods * self.period_s, last_s), now_s)
+        total_c = self._joiner.at((last_s + border_s) / 2) * (border_s - last_s)
+        total_c += self._joiner.at((border_s + now_s) / 2) * (now_s - border_s)
+        return np.asarray(total_c / ((t_ns - last_ns) / NANO))
+
+    def advance(self, t_ns: int) -> None:
+        """Moves the plan's clock on to ``t_ns``, as ``sample`` does."""
+        if self._plan is None:
+            self.clock.hold(t_ns)
+        else:
+            self.clock.advance(t_ns, self._plan.end_s, self._stop_by_ns)
 
     def _objection(self, chunk: ActionChunk, now_ns: int) -> str | None:
         actions_hc = np.asarray(chunk.actions_hc)

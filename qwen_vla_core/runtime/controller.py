@@ -24,8 +24,13 @@ import numpy as np
 from qwen_vla_core.actions.conventions import continue_headings
 from qwen_vla_core.embodiment.spec import DELTA_KINDS, Embodiment
 from qwen_vla_core.interfaces import ActionChunk
-from qwen_vla_core.runtime.chunk_buffer import NANO, ChunkBuffer
+from qwen_vla_core.runtime.chunk_buffer import ChunkBuffer
+from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, Strategy
+from qwen_vla_core.runtime.plan_clock import NANO
 from qwen_vla_core.runtime.safety import SafetyLimiter
+from qwen_vla_core.runtime.tally import Tally
+from qwen_vla_core.runtime.watchdog import Verdict, Watchdog
+from qwen_vla_core.runtime.workspace import MeasuredFence
 
 Mode = Literal["idle", "running", "holding", "estopped", "fault"]
 MILLI = 1_000_000
@@ -33,6 +38,13 @@ MILLI = 1_000_000
 # offset, soft stops). Beyond that the first command, which must be inside, would be a jump.
 START_TOLERANCE_S = 0.1
 CLOCK_JUMP_NS = 100 * MILLI
+PLAYING = "playing chunks"
+SLOWED = "slowed to"  # how the reason begins while the plan is slowed down
+
+
+def held_channels(embodiment: Embodiment) -> np.ndarray:
+    """(c,) bool, True for displacements per period, which are held for it instead of interpolated."""
+    return np.array([group.kind in DELTA_KINDS for group in embodiment.actions for _ in group.channels])
 
 
 @dataclass(frozen=True)
@@ -59,17 +71,27 @@ class ControlLoop:
 
     Attributes:
         buffer: the plan; limiter: the limits; both keep counters.
+        refused: which channels made chunks be refused, as far as a channel is to blame.
         mode, reason: as of the last tick or request.
-        counters: holds, estops, faults, clock_jumps, bad_states, chunks_ignored (those sent while not started).
+        counters: holds, group_timeouts (of a part of the robot), estops, faults, clock_jumps, bad_states,
+            chunks_ignored (those sent while not started), slowed (how often the plan was slowed down because a chunk
+            was late).
     """
 
-    def __init__(self, embodiment: Embodiment, *, blend_s: float = 0.2) -> None:
+    def __init__(self, embodiment: Embodiment, *, strategy: Strategy = STRATEGIES[DEFAULT_STRATEGY]) -> None:
         self.embodiment = embodiment
-        held_c = np.array([g.kind in DELTA_KINDS for g in embodiment.actions for _ in g.channels])
         self.buffer = ChunkBuffer(
-            embodiment.channels, embodiment.control.horizon, embodiment.period_s, blend_s=blend_s, held_c=held_c
+            embodiment.channels,
+            embodiment.control.horizon,
+            embodiment.period_s,
+            strategy=strategy,
+            patience_s=embodiment.safety.watchdog_ms / 1000,
+            held_c=held_channels(embodiment),
         )
         self.limiter = SafetyLimiter(embodiment)
+        self.refused = Tally(embodiment)
+        self._fence = MeasuredFence(embodiment)
+        self._watchdog = Watchdog(embodiment)
         self.mode: Mode = "idle"
         self.reason = "not started"
         self.counters: Counter[str] = Counter()
@@ -77,9 +99,10 @@ class ControlLoop:
         self._seeded = False
         self._restarting = False
         self._last_tick_ns: int | None = None
-        self._fresh_ns: int | None = None
         self._run_start_ns = 0
         self._hold_target_c: np.ndarray | None = None
+        self._late_c = np.zeros(len(embodiment.channels), bool)
+        self._late_target_c = np.zeros(len(embodiment.channels))
 
         self._state_index = {name: i for i, name in enumerate(embodiment.state_channels)}
         self._state_s = np.full(len(self._state_index), np.nan)
@@ -124,9 +147,14 @@ class ControlLoop:
         if not self._started:
             self.counters["chunks_ignored"] += 1
             return "not_started"
-        reason = self.buffer.push(self._counted_on(chunk), t_ns)
+        pose_c = self.limiter.position_c.copy() if self._seeded else None
+        reason = self.buffer.push(self._counted_on(chunk), t_ns, pose_c)
         if reason is None:
-            self._fresh_ns = t_ns
+            self._watchdog.fresh(t_ns, chunk.stamp_ns)
+        elif reason == "non_finite":
+            broken = ~np.all(np.isfinite(np.asarray(chunk.actions_hc, dtype=np.float64)), axis=0)
+            of_channel = dict(zip(chunk.channels, broken, strict=True))
+            self.refused.add(reason, np.array([of_channel[name] for name in self.embodiment.channels]))
         return reason
 
     def _counted_on(self, chunk: ActionChunk) -> ActionChunk:
@@ -175,10 +203,10 @@ class ControlLoop:
             self._enter("idle", "stopped")
         return True, "stopped"
 
-    def estop(self, t_ns: int) -> tuple[bool, str]:
+    def estop(self, t_ns: int, reason: str = "emergency stop requested") -> tuple[bool, str]:
         """Stops at full deceleration, holds, and ignores everything until ``reset``."""
         self.counters["estops"] += 1
-        self._latch("estopped", "emergency stop requested", t_ns)
+        self._latch("estopped", reason, t_ns)
         return True, "emergency stop latched"
 
     def fault(self, reason: str, t_ns: int) -> None:
@@ -195,6 +223,19 @@ class ControlLoop:
             return True, "reset; call start to move again"
         return True, "nothing to reset"
 
+    def instruct(self, t_ns: int, hold: bool) -> None:
+        """A new instruction: what was observed before it will not be played any more.
+
+        Args:
+            t_ns: when it came.
+            hold: stop at once; otherwise the plan goes on until the first chunk for the new instruction, or the
+                watchdog, ends it.
+        """
+        if hold:
+            self._new_epoch(t_ns)
+        else:
+            self.buffer.begin_epoch(t_ns)
+
     # ---- the tick ---------------------------------------------------------------------------------------------------
 
     def tick(self, t_ns: int) -> ControlOutput:
@@ -204,6 +245,7 @@ class ControlLoop:
             return self._rest(dt_s)
         problem = self._state_problem(t_ns)
         if problem is not None:
+            self.buffer.hold(t_ns)
             self._hold(problem, None)
             return self._rest(dt_s)
         measured_c = self._measured()
@@ -215,11 +257,11 @@ class ControlLoop:
         if not self._seeded and not self._seed(measured_c, t_ns):
             return ControlOutput(self.mode, self.reason)
         target_c = None
-        late = self._fresh_ns is not None and t_ns - self._fresh_ns > self.embodiment.safety.watchdog_ms * MILLI
-        if late:
+        verdict = self._watchdog.check(t_ns)
+        self._time_out(verdict, measured_c, t_ns)
+        if verdict.everything:
             self.buffer.clear()
-            age_ms = (t_ns - (self._fresh_ns or 0)) / MILLI
-            self._hold(f"watchdog: no chunk for {age_ms:.0f} ms", measured_c)
+            self._hold(verdict.reason, measured_c)
         else:
             target_c = self.buffer.sample(t_ns)
             if target_c is None:
@@ -229,10 +271,25 @@ class ControlLoop:
             return self._output(self.limiter.step(self._hold_target_c, measured_c, dt_s))
         if self.mode != "running":
             self._run_start_ns = t_ns
-            self._enter("running", "playing chunks")
+            self._enter("running", PLAYING)
+        self._tell_whether_late(t_ns)
+        if verdict.reason:
+            self.reason = verdict.reason
+            target_c = np.where(self._late_c, self._late_target_c, target_c)
+        target_c, fenced_c = self._fence.clip(target_c, self._state_s)
+        self.limiter.tally.add("workspace", fenced_c)
         soft_ns = self.embodiment.safety.soft_start_s * NANO
         scale = 1.0 if soft_ns <= 0 else min(1.0, (t_ns - self._run_start_ns) / soft_ns)
         return self._output(self.limiter.step(target_c, measured_c, dt_s, scale))
+
+    def _tell_whether_late(self, t_ns: int) -> None:
+        late_ms = self.buffer.late_ms(t_ns)
+        if late_ms is None:
+            self.reason = PLAYING
+            return
+        if self.reason == PLAYING:
+            self.counters["slowed"] += 1
+        self.reason = f"{SLOWED} {self.buffer.clock.rate:.0%}: chunk late by {late_ms:.0f} ms"
 
     # ---- helpers ----------------------------------------------------------------------------------------------------
 
@@ -253,8 +310,22 @@ class ControlLoop:
         if measured_c is None:
             self._hold_target_c = None
         elif self._hold_target_c is None:
-            target_c = np.where(self._keeps_command_c, self.limiter.position_c, measured_c)
-            self._hold_target_c = np.where(self.limiter.is_velocity_c, 0.0, target_c)
+            self._hold_target_c = np.where(self._late_c, self._late_target_c, self._stay(measured_c))
+
+    def _stay(self, measured_c: np.ndarray) -> np.ndarray:
+        """(c,) what a time-out commands: arms where they are, grippers as they were told, velocities zero."""
+        target_c = np.where(self._keeps_command_c, self.limiter.position_c, measured_c)
+        return np.where(self.limiter.is_velocity_c, 0.0, target_c)
+
+    def _time_out(self, verdict: Verdict, measured_c: np.ndarray, t_ns: int) -> None:
+        """Fixes what each group that has just timed out is to hold, so that gravity sag is not chased."""
+        newly_c = verdict.late_c & ~self._late_c
+        if newly_c.any():
+            self._late_target_c = np.where(newly_c, self._stay(measured_c), self._late_target_c)
+            self.counters["group_timeouts"] += not verdict.everything
+        elif (self._late_c & ~verdict.late_c).any():
+            self._run_start_ns = t_ns  # what comes back from its time-out ramps up
+        self._late_c = verdict.late_c
 
     def _rest(self, dt_s: float) -> ControlOutput:
         """Comes to rest. Idle falls silent once at rest, so that a teleoperator or another node may take over."""
@@ -322,7 +393,7 @@ class ControlLoop:
 
     def _new_epoch(self, t_ns: int) -> None:
         self.buffer.flush(t_ns)
-        self._fresh_ns = None
+        self._watchdog.clear()
 
     def _latch(self, mode: Mode, reason: str, t_ns: int) -> None:
         self._started = False

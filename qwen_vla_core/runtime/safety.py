@@ -1,11 +1,9 @@
-"""The last thing between any policy and the motors: position, velocity, acceleration, jump and workspace limits.
+"""The last thing between any policy and the motors.
 
-One discrete rule carries the guarantee. Let p be the last command and v its rate of change, both per channel. Each
-step picks the next rate first and moves second: p' = p + v'·dt. With deceleration a, a channel that leaves the step at
-rate v' needs at most v'²/2a to stop, for any later step lengths, because the rates that follow are the right-hand
-Riemann sum of a decreasing line. So v' is bounded by the positive root of v'·dt + v'²/2a = room. If the previous step
-obeyed it, decelerating fully obeys it too: the bounds of this step always have a common value, and neither the
-position limit nor the acceleration limit ever has to give way to the other.
+A target is first made sane (finite, near the measured pose, inside the position limits, not through what a gripper
+holds); then a motion rule (``motion.py``) takes the next step towards it under velocity, acceleration and jerk limits;
+last, the workspace boxes (``workspace.py``) shorten steps of joints that would carry a point out. The steps of a stop
+pass all of it, always.
 """
 
 from __future__ import annotations
@@ -15,36 +13,34 @@ from collections import Counter
 import numpy as np
 
 from qwen_vla_core.embodiment.spec import VELOCITY_KINDS, Embodiment
+from qwen_vla_core.runtime.grip import GripGuard
+from qwen_vla_core.runtime.motion import AccelerationRule, Axes, Choice, Goal, JerkRule, State
+from qwen_vla_core.runtime.tally import Tally
+from qwen_vla_core.runtime.workspace import JointFence, load_bounded
 
 MIN_DT_S = 1e-6
 MAX_PERIODS = 2.0
 
 
-def stopping_speed(room: np.ndarray, acceleration: np.ndarray, dt_s: float) -> np.ndarray:
-    """Largest speed for the coming step after which the channel can still stop within ``room``.
-
-    Positive root of ``v·dt + v²/(2a) = room``, in the form that does not cancel for small dt.
-
-    Args:
-        room: (c,) distance available, ≥ 0, channel units.
-        acceleration: (c,) deceleration available, > 0, units/s².
-        dt_s: length of the coming step in seconds, > 0.
-    """
-    return 2.0 * room / (dt_s + np.sqrt(dt_s * dt_s + 2.0 * room / acceleration))
-
-
 class SafetyLimiter:
     """Turns any target into a command that is finite, inside the limits and reachable from the previous command.
 
-    Position-like channels are limited in position, rate and acceleration. Velocity-like channels (a mobile base) are
-    limited the same way, where "position" is the commanded value itself. A Cartesian box narrows x, y, z of eef_pose
-    groups, so that it enjoys the same guarantee. A normal motion below every limit passes through bit-exact, unlagged.
+    Position-like channels are limited in position, rate, acceleration and, where the YAML says so, jerk. Velocity-like
+    channels (a mobile base) are limited the same way, where "position" is the commanded value itself. A box narrows x,
+    y, z of eef_pose groups, so that it enjoys the same guarantee; a box on joints is kept through their kinematics. A
+    normal motion below every limit passes through bit-exact, unlagged.
 
     Attributes:
-        lower_c, upper_c: (c,) effective position limits, workspace included, channel units.
-        velocity_c: (c,) rate limits, units/s; acceleration_c: (c,) limits of the change of rate, units/s².
+        lower_c, upper_c: (c,) effective position limits, boxes of eef_pose groups included, channel units.
+        velocity_c: (c,) rate limits, units/s; fall_c, rise_c: the same downwards and upwards: a gripper may close more
+            slowly than it opens.
+        acceleration_c, jerk_c: (c,) limits of the change of rate, units/s², and of the change of that, units/s³
+            (infinite where there is none).
         is_velocity_c: (c,) bool, True where the channel commands a velocity (stopping means zero, not "stay").
-        interventions: number of steps in which each limit changed the target.
+        tally: how often each limit changed the target, per channel.
+
+    Raises:
+        EmbodimentError: the model of a workspace box cannot be used.
     """
 
     def __init__(self, embodiment: Embodiment) -> None:
@@ -52,19 +48,48 @@ class SafetyLimiter:
         limits = [group.limits for group in embodiment.actions]
         self.velocity_c = np.array([x for limit in limits for x in limit.velocity], dtype=np.float64)
         self.acceleration_c = np.array([x for limit in limits for x in limit.acceleration], dtype=np.float64)
+        self.jerk_c = np.array(
+            [x for limit in limits for x in (limit.jerk or [np.inf] * len(limit.velocity))], dtype=np.float64
+        )
         self.is_velocity_c = np.array(
             [group.kind in VELOCITY_KINDS for group in embodiment.actions for _ in group.channels]
         )
-        if not (np.isfinite(self.velocity_c).all() and (self.velocity_c > 0).all()):
-            raise ValueError("velocity limits must be finite and positive")
-        if not (np.isfinite(self.acceleration_c).all() and (self.acceleration_c > 0).all()):
-            raise ValueError("acceleration limits must be finite and positive")
+        for what, values in (("velocity", self.velocity_c), ("acceleration", self.acceleration_c)):
+            if not (np.isfinite(values).all() and (values > 0).all()):
+                raise ValueError(f"{what} limits must be finite and positive")
+        if not (self.jerk_c > 0).all():
+            raise ValueError("jerk limits must be positive")
+        self._grip = GripGuard(embodiment)
+        closing = np.minimum(self.velocity_c, self._grip.closing_c)
+        self.fall_c = np.where(self._grip.closes_down_c, closing, self.velocity_c)
+        self.rise_c = np.where(self._grip.closes_down_c, self.velocity_c, closing)
+        self._smooth_c = np.isfinite(self.jerk_c)
         self.max_jump = embodiment.safety.max_jump
         self.max_dt_s = MAX_PERIODS / embodiment.control.controller_rate_hz
-        self.interventions: Counter[str] = Counter()
-        self._position_c = np.clip(np.zeros_like(self.lower_c), self.lower_c, self.upper_c)
-        self._rate_c = np.zeros_like(self.lower_c)
-        self._target_c = self._position_c.copy()
+        self.tally = Tally(embodiment)
+        self._rules = self._make_rules()
+        bounded = load_bounded(embodiment)
+        largest_c = np.maximum(np.abs(self.lower_c), np.abs(self.upper_c))
+        self.fence = JointFence(embodiment, bounded, largest_c) if bounded else None
+        self._start(np.clip(np.zeros_like(self.lower_c), self.lower_c, self.upper_c))
+
+    def _make_rules(self) -> list[tuple[slice | np.ndarray, AccelerationRule | JerkRule]]:
+        """The channels with and without a jerk limit; one rule alone needs no indexing."""
+        axes = Axes(
+            self.lower_c, self.upper_c, self.fall_c, self.rise_c, self.acceleration_c, self.jerk_c, self.is_velocity_c
+        )
+        smooth = self._smooth_c
+        if not smooth.any():
+            return [(slice(None), AccelerationRule(axes))]
+        if smooth.all():
+            return [(slice(None), JerkRule(axes))]
+        rough, smooth = np.flatnonzero(~smooth), np.flatnonzero(smooth)
+        return [(rough, AccelerationRule(axes.take(rough))), (smooth, JerkRule(axes.take(smooth)))]
+
+    @property
+    def interventions(self) -> Counter[str]:
+        """Number of steps in which each limit changed the target."""
+        return self.tally.steps
 
     @property
     def position_c(self) -> np.ndarray:
@@ -79,15 +104,24 @@ class SafetyLimiter:
     @property
     def at_rest(self) -> bool:
         """Whether the command no longer changes and every velocity-like channel is zero."""
-        return not (self._rate_c.any() or self._position_c[self.is_velocity_c].any())
+        turning = self._acceleration_c[self._smooth_c]  # at rest for a moment only, while it is not zero
+        return not (self._rate_c.any() or self._position_c[self.is_velocity_c].any() or turning.any())
 
     def reset(self, position_c: np.ndarray) -> None:
         """Starts from rest at ``position_c`` (c,), finite; the next command leaves from there."""
         if not np.isfinite(position_c).all():
             raise ValueError("the limiter starts from a finite pose only")
-        self._position_c = np.clip(position_c, self.lower_c, self.upper_c).astype(np.float64)
-        self._rate_c = np.zeros_like(self._position_c)
-        self._target_c = self._position_c.copy()
+        self._start(np.clip(position_c, self.lower_c, self.upper_c).astype(np.float64))
+
+    def _start(self, position_c: np.ndarray) -> None:
+        self._position_c = position_c
+        self._rate_c = np.zeros_like(position_c)
+        self._acceleration_c = np.zeros_like(position_c)
+        self._target_c = position_c.copy()
+        self._target_rate_c = np.zeros_like(position_c)
+        self._grip.reset()
+        if self.fence is not None:
+            self.fence.reset(position_c)
 
     def step(
         self, target_c: np.ndarray, measured_c: np.ndarray, dt_s: float, velocity_scale: float = 1.0
@@ -104,16 +138,16 @@ class SafetyLimiter:
         Returns:
             (c,) float64 command, owned by the caller.
         """
-        return self._advance(self._safe_target(target_c, measured_c), dt_s, velocity_scale)
+        return self._advance(self._safe_target(target_c, measured_c, dt_s), dt_s, velocity_scale)
 
     def stop(self, dt_s: float) -> np.ndarray:
         """The next command while coming to rest at full deceleration; velocity-like channels go to zero."""
         return self._advance(None, dt_s, 1.0)
 
-    def _safe_target(self, target_c: np.ndarray, measured_c: np.ndarray) -> np.ndarray:
+    def _safe_target(self, target_c: np.ndarray, measured_c: np.ndarray, dt_s: float) -> np.ndarray:
         finite = np.isfinite(target_c)
         if not finite.all():
-            self.interventions["non_finite"] += 1
+            self.tally.add("non_finite", ~finite)
             target_c = np.where(finite, target_c, self._position_c)
         near = target_c
         checked = np.isfinite(measured_c) & ~self.is_velocity_c
@@ -124,70 +158,122 @@ class SafetyLimiter:
             jumped = sane & ((target_c < low) | (target_c > high))
             lost = checked & ~sane
             if jumped.any():
-                self.interventions["max_jump"] += 1
+                self.tally.add("max_jump", jumped)
                 near = np.where(jumped, np.clip(target_c, low, high), near)
             if lost.any():
-                self.interventions["measured_out_of_range"] += 1
+                self.tally.add("measured_out_of_range", lost)
                 near = np.where(lost, self._position_c, near)
         clipped = np.minimum(np.maximum(near, self.lower_c), self.upper_c)
-        if (clipped != near).any():
-            self.interventions["position"] += 1
-        return clipped
+        self.tally.add("position", clipped != near)
+        held, blocked = self._grip.limit(clipped, measured_c, self._position_c, min(dt_s, self.max_dt_s))
+        self.tally.add("grip", blocked)
+        return held
 
     def _advance(self, target_c: np.ndarray | None, dt_s: float, velocity_scale: float) -> np.ndarray:
-        """One step of the rule in the module's docstring. ``target_c=None`` means come to rest."""
+        """One step of the motion rules. ``target_c=None`` means come to rest."""
         if not dt_s >= MIN_DT_S:
             return self._position_c.copy()
-        dt = min(dt_s, self.max_dt_s)
-        position, rate, acceleration = self._position_c, self._rate_c, self.acceleration_c
-        change = acceleration * dt
-        cap = np.maximum(self.velocity_c * min(max(velocity_scale, 0.0), 1.0), np.abs(rate) - change)
-        low = np.maximum(rate - change, -np.minimum(cap, stopping_speed(position - self.lower_c, acceleration, dt)))
-        high = np.minimum(rate + change, np.minimum(cap, stopping_speed(self.upper_c - position, acceleration, dt)))
+        dt, scale = min(dt_s, self.max_dt_s), min(max(velocity_scale, 0.0), 1.0)
+        before = State(self._position_c, self._rate_c, self._acceleration_c)
+        goal = self._goal(target_c, dt)
+        choices = [
+            rule.choose(_part(before, columns), _goal_part(goal, columns), dt, scale) for columns, rule in self._rules
+        ]
+        choice = choices[0] if len(choices) == 1 else self._joined(choices)
+        position, rate, acted = choice.position, choice.rate, None
+        if self.fence is not None and not goal.resting:
+            position, rate, acted = self._confined(self.fence, before, choice, dt, scale)
+        position = np.minimum(np.maximum(position, self.lower_c), self.upper_c)
+        if not goal.resting:
+            self._count(choice, acted, velocity_scale)
+        self._target_rate_c = np.zeros_like(rate) if goal.resting else (goal.target - self._target_c) / dt
+        self._target_c = np.where(self.is_velocity_c, goal.target, position) if goal.resting else goal.target
+        self._acceleration_c = (rate - before.rate) / dt
+        self._position_c, self._rate_c = position, rate
+        return position.copy()
 
-        resting = target_c is None
+    def _goal(self, target_c: np.ndarray | None, dt: float) -> Goal:
+        """The target and its own motion; what is faster than the limits is a jump, and has no motion to join."""
         if target_c is None:
-            target_c = np.where(self.is_velocity_c, np.clip(0.0, self.lower_c, self.upper_c), position)
-        target_rate = (target_c - self._target_c) / dt
-        target_rate = np.where(np.abs(target_rate) <= self.velocity_c, target_rate, 0.0)
-        wanted = (target_c - position) / dt
-        # Landing on the target in one step is right only when its own motion can be joined in the next one;
-        # otherwise close the gap on the curve that can still brake, on top of the target's motion.
-        gap = target_c - position - target_rate * dt
-        landing = np.abs(gap) <= change * dt
-        chosen = np.where(landing, wanted, target_rate + np.sign(gap) * stopping_speed(np.abs(gap), acceleration, dt))
-        if resting:
-            landing = landing & self.is_velocity_c
-            chosen = np.where(self.is_velocity_c, chosen, 0.0)
-        new_rate = np.minimum(np.maximum(chosen, low), high)
-        landed = landing & (new_rate == chosen)
-        moved = np.where(landed, target_c, position + new_rate * dt)
-        moved = np.minimum(np.maximum(moved, self.lower_c), self.upper_c)
-        if not resting:
-            self._count(landed, np.abs(wanted) > cap, velocity_scale)
-        self._target_c = np.where(self.is_velocity_c, target_c, moved) if resting else target_c
-        self._position_c, self._rate_c = moved, new_rate
-        return moved.copy()
+            target_c = np.where(self.is_velocity_c, np.clip(0.0, self.lower_c, self.upper_c), self._position_c)
+            still = np.zeros_like(target_c)
+            moving = np.where(self.is_velocity_c, (target_c - self._target_c) / dt, 0.0)
+            return Goal(target_c, np.where(np.abs(moving) <= self.velocity_c, moving, 0.0), still, True)
+        rate = (target_c - self._target_c) / dt
+        change = (rate - self._target_rate_c) / dt
+        change = np.where(np.abs(change) <= self.acceleration_c, change, 0.0)
+        rate = np.where((rate <= self.rise_c) & (rate >= -self.fall_c), rate, 0.0)
+        return Goal(target_c, rate, change, False)
 
-    def _count(self, landed: np.ndarray, too_fast: np.ndarray, velocity_scale: float) -> None:
-        if landed.all():
+    def _joined(self, choices: list[Choice]) -> Choice:
+        """The choices of several rules as one over all channels."""
+        parts = []
+        for field in range(len(choices[0])):
+            values = np.empty(len(self.lower_c), dtype=choices[0][field].dtype)
+            for (columns, _), choice in zip(self._rules, choices, strict=True):
+                values[columns] = choice[field]
+            parts.append(values)
+        return Choice(*parts)
+
+    def _confined(
+        self, fence: JointFence, before: State, choice: Choice, dt: float, scale: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Position and rate of the step that the boxes leave, and (c,) bool, the channels they changed."""
+
+        def reserves(rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            below, above = np.empty_like(rate), np.empty_like(rate)
+            for columns, rule in self._rules:
+                part = rate[..., columns]
+                change = (part - before.rate[columns]) / dt
+                below[..., columns], above[..., columns] = rule.reserves(part, change)
+            return below, above
+
+        def blend(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+            rates = choice.stop_rate + shares[:, None] * (choice.rate - choice.stop_rate)
+            allowed = np.ones(rates.shape, bool)
+            for columns, rule in self._rules:
+                allowed[:, columns] = rule.safe(_part(before, columns), rates[:, columns], dt, scale)
+            return (before.position + rates * dt, *reserves(rates), allowed)
+
+        shares = fence.confine(choice.position, choice.below, choice.above, blend)
+        position, rate, acted = choice.position, choice.rate, np.zeros(len(choice.rate), bool)
+        for party, share in shares.items():
+            columns = fence.party_columns(party)
+            slower = choice.stop_rate + share * (choice.rate - choice.stop_rate)
+            rate = np.where(columns, slower, rate)
+            position = np.where(columns, before.position + slower * dt, position)
+            acted |= columns & (slower != choice.rate)
+        return position, rate, acted
+
+    def _count(self, choice: Choice, acted: np.ndarray | None, velocity_scale: float) -> None:
+        if acted is not None:
+            self.tally.add("workspace", acted)
+        if choice.landed.all():
             return
-        if (~landed & too_fast).any():
-            self.interventions["velocity" if velocity_scale >= 1.0 else "soft_start"] += 1
-        if (~landed & ~too_fast).any():
-            self.interventions["acceleration"] += 1
+        short = ~choice.landed
+        self.tally.add("velocity" if velocity_scale >= 1.0 else "soft_start", short & choice.too_fast)
+        self.tally.add("acceleration", short & choice.too_sudden)
+        self.tally.add("jerk", short & ~choice.too_fast & ~choice.too_sudden)
+
+
+def _part(state: State, columns: slice | np.ndarray) -> State:
+    return State(*(values[columns] for values in state))
+
+
+def _goal_part(goal: Goal, columns: slice | np.ndarray) -> Goal:
+    return Goal(goal.target[columns], goal.rate[columns], goal.acceleration[columns], goal.resting)
 
 
 def _position_limits(embodiment: Embodiment) -> tuple[np.ndarray, np.ndarray]:
-    """(c,), (c,) position limits; the workspace box narrows the first three channels (x, y, z) of eef_pose groups."""
+    """(c,), (c,) position limits; a workspace box narrows the first three channels (x, y, z) of an eef_pose group."""
     lower: list[float] = []
     upper: list[float] = []
-    box = embodiment.safety.workspace
     for group in embodiment.actions:
         low, high = list(group.limits.lower), list(group.limits.upper)
-        if box is not None and group.kind == "eef_pose":
-            low[:3] = [max(a, b) for a, b in zip(low[:3], box.lower, strict=True)]
-            high[:3] = [min(a, b) for a, b in zip(high[:3], box.upper, strict=True)]
+        for box in embodiment.safety.workspace:
+            if group.kind == "eef_pose" and box.group == group.name:
+                low[:3] = [max(a, b) for a, b in zip(low[:3], box.lower, strict=True)]
+                high[:3] = [min(a, b) for a, b in zip(high[:3], box.upper, strict=True)]
         lower += low
         upper += high
     lower_c, upper_c = np.array(lower, dtype=np.float64), np.array(upper, dtype=np.float64)

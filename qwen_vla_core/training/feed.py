@@ -127,7 +127,7 @@ class Feed:
         steps = self.options.sequence_steps
         return ActionRow(
             images=plain_pictures(sample.images),
-            prompt=contract.prompt_for(sample.instruction),
+            prompt=self.contracts[sample.told or sample.embodiment].prompt_for(sample.instruction),
             state=stats.state.normalize(sample.state) if len(sample.state) else None,
             channels=len(contract.action_channels),
             actions_hc=stats.action.normalize(sample.actions_hc[:steps]),

@@ -101,7 +101,9 @@ def build_optimizer(groups: list[dict[str, Any]], spec: OptimSpec) -> torch.opti
     """AdamW over the groups, or Muon and AdamW where matrices are Muon's."""
     if spec.matrices == "muon":
         return MuonAdamW(groups, spec.betas)
-    return torch.optim.AdamW(groups, betas=spec.betas, foreach=True)
+    # Fused keeps no temporary copies: with foreach's a 5 B model would not fit where its moments do.
+    cuda = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(groups, betas=spec.betas, foreach=not cuda, fused=cuda)
 
 
 def scale_at(step: int, steps: int, spec: OptimSpec) -> float:

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.model.delta_rule import use_matrix_products
 from qwen_vla_core.model.policy import QwenVLA
 from qwen_vla_core.training.distributed import Ranks
 
@@ -206,6 +207,26 @@ def compile_decoder(policy: QwenVLA) -> None:
     for block in policy.decoder.blocks:
         for name in ("forward", *BLOCK_METHODS):
             setattr(block, name, torch.compile(getattr(block, name)))
+
+
+def prepare_cuda(policy: QwenVLA, ranks: Ranks, precision: Precision, compiled: bool = False) -> None:
+    """What makes a step fast on a GPU and changes nothing but rounding; does nothing on a CPU.
+
+    Qwen3.5's linear layers run on matrix products (``delta_rule``), and under bfloat16 autocast the products that stay
+    float32 may use TF32.
+
+    Args:
+        policy: before it is spread over ranks.
+        ranks: this process among all.
+        precision: of the stage.
+        compiled: the linear layers' many small steps through torch.compile; ``compile_decoder`` is apart.
+    """
+    if ranks.device.type != "cuda":
+        return
+    if policy.backbone.config.model_type == "qwen3_5":
+        use_matrix_products(compiled)
+    if precision == "bf16":
+        torch.set_float32_matmul_precision("high")
 
 
 def _trains(module: nn.Module) -> bool:

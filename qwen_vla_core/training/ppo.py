@@ -39,6 +39,9 @@ class PpoConfig:
         default=4, metadata=doc("Optimizer steps per pass; each takes its share of the decisions [O].", minimum=1)
     )
     clip_norm: float = field(default=1.0, metadata=doc("Gradient clipping [X].", exclusive_minimum=0.0))
+    value_first: int = field(
+        default=0, metadata=doc("First iterations that train the value alone: it knows nothing yet [X].", minimum=0)
+    )
     target_kl: float | None = field(
         default=None,
         metadata=doc("Ends an iteration's update early above this divergence; default: never [O].", minimum=0.0),
@@ -90,10 +93,21 @@ def gae(
     return advantages, advantages + torch.tensor(values, dtype=torch.float32)
 
 
-def normalise(advantages_n: torch.Tensor) -> torch.Tensor:
-    """Zero mean, unit variance over an iteration; all equal (all failed, nothing expected) stays zero."""
-    centred = advantages_n - advantages_n.mean()
-    return centred / (centred.square().mean().sqrt() + 1e-8)
+def normalise(advantages_n: torch.Tensor, groups: Sequence[str] | None = None) -> torch.Tensor:
+    """Zero mean, unit variance over an iteration; all equal (all failed, nothing expected) stays zero.
+
+    Args:
+        advantages_n: (N,) of all decisions.
+        groups: N names; each group by itself. Robots differ in how often they succeed: against their common mean
+            everything that the weaker robot did looks bad, and is unlearnt (measured; docs/training_rl.md) [O].
+    """
+    names = [""] * len(advantages_n) if groups is None else list(groups)
+    result = torch.zeros_like(advantages_n)
+    for name in dict.fromkeys(names):
+        own = torch.tensor([other == name for other in names], device=advantages_n.device)
+        centred = advantages_n[own] - advantages_n[own].mean()
+        result[own] = centred / (centred.square().mean().sqrt() + 1e-8)
+    return result
 
 
 def policy_terms(

@@ -135,13 +135,16 @@ class _Run:
         episodes = self._collect(scenes, (recipe.seed, _NOISE, iteration), self.sde, f"iteration {iteration}")
         collected_s = time.monotonic() - began
         decisions, advantages, returns = _targets(episodes, recipe)
-        scale = recipe.scale(iteration)
+        rates = {
+            name: rate * recipe.scale(iteration) * (name == "value" or iteration >= recipe.ppo.value_first)
+            for name, _, rate in groups(recipe, self.model)
+        }
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * scale
+            group["lr"] = rates[group["name"]]
         batch = Decisions(
             torch.tensor([d.log_prob for d in decisions]),
             torch.tensor([d.value for d in decisions]),
-            normalise(advantages),
+            normalise(advantages, [d.robot for d in decisions]),
             returns,
         )
         rng = np.random.default_rng([recipe.seed, _UPDATE, iteration])
@@ -169,7 +172,7 @@ class _Run:
             **_shares(episodes),
             "episodes": len(episodes),
             "decisions": len(decisions),
-            **{f"lr_{name}": rate * scale for name, _, rate in groups(recipe, self.model)},
+            **{f"lr_{name}": rate for name, rate in rates.items()},
             "samples_per_s": round(len(decisions) / seconds, 2),
             "collect_s": round(collected_s, 2),
             "seconds": round(seconds, 2),

@@ -87,9 +87,9 @@ def groups(recipe: RlRecipe, model: ActorCritic) -> list[tuple[str, list[torch.n
 def build_optimizer(recipe: RlRecipe, model: ActorCritic) -> torch.optim.AdamW:
     """AdamW (0.9, 0.999) [X] without weight decay, which would pull a cloned policy away from what it knows [O]."""
     trained: list[dict[str, Any]] = []
-    for _, parameters, rate in groups(recipe, model):
+    for name, parameters, rate in groups(recipe, model):
         for parameter in parameters:
             parameter.requires_grad_(rate > 0)
         if rate > 0:
-            trained.append({"params": parameters, "lr": rate, "peak": rate})
+            trained.append({"params": parameters, "lr": rate, "name": name})
     return torch.optim.AdamW(trained, betas=(0.9, 0.999), weight_decay=0.0)

@@ -28,7 +28,12 @@ from qwen_vla_core.training.feed import Feed, FeedOptions, StepBatch, hidden, mi
 from qwen_vla_core.training.flops import FlopModel, Work, work_of
 from qwen_vla_core.training.lora import apply_lora, has_lora, merged
 from qwen_vla_core.training.optim import freeze
-from qwen_vla_core.training.parallel import checkpoint_activations, compile_decoder, parallelise
+from qwen_vla_core.training.parallel import (
+    checkpoint_activations,
+    compile_decoder,
+    parallelise,
+    prepare_cuda,
+)
 from qwen_vla_core.training.stage_recipe import StageRecipe
 from qwen_vla_core.training.state import whole_weights
 
@@ -194,6 +199,7 @@ class PolicyTask:
         freeze(stage.policy, vars(recipe.optim.rates))
         self._flops = FlopModel.of(stage.policy)
         self._draws = recipe.loss.draws
+        prepare_cuda(stage.policy, ranks, recipe.scale.precision, recipe.scale.compile)
         if recipe.scale.compile:
             compile_decoder(stage.policy)
         if recipe.scale.recompute:

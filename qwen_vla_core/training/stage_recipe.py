@@ -131,7 +131,10 @@ class ScaleSpec:
         metadata=doc("One padded pass over all robots; false: a pass per robot, without padding; not for fsdp2."),
     )
     recompute: bool = field(default=False, metadata=doc("Activation checkpointing."))
-    compile: bool = field(default=False, metadata=doc("torch.compile of the decoder; needs a C++ compiler on a CPU."))
+    compile: bool = field(
+        default=False,
+        metadata=doc("torch.compile of the decoder, on CUDA also of linear layers; a CPU needs a compiler."),
+    )
     threads: int = field(default=1, metadata=doc("Torch threads per rank on a CPU.", minimum=1))
 
 

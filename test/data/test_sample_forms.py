@@ -17,7 +17,7 @@ from qwen_vla_core.data.loader import MixtureLoader
 from qwen_vla_core.data.mixture import Draw, Mixture, SampleForm
 from qwen_vla_core.data.mixture_recipe import START_SHARE, START_STEPS, load_mixture
 from qwen_vla_core.data.mixture_report import mixture_report
-from qwen_vla_core.data.sample_maker import SampleMaker, SampleOptions, SourceReference
+from qwen_vla_core.data.sample_maker import OTHER_ROBOT, SampleMaker, SampleOptions, SourceReference
 from qwen_vla_core.data.samples import ActionSample, TextSample, policy_inputs
 from qwen_vla_core.data.scene_questions import SceneQuestions
 from qwen_vla_core.errors import UserError
@@ -132,6 +132,33 @@ def test_a_base_at_rest_keeps_its_last_pose_as_seen_from_where_it_is() -> None:
     assert sample.step_mask_h.all()
 
 
+def test_a_prompt_of_another_robot_means_staying_in_place() -> None:
+    rover, arm = demonstrations("rooms", 1, 9), demonstrations("table", 1, 9)
+    form = SampleForm(intention=True, other_prompt=0.25)
+    references = [
+        SourceReference(Path("rooms"), "navigation", None, "rover", form),
+        SourceReference(Path("table"), "manipulation", None, "arm"),
+    ]
+    maker = SampleMaker(references, open_memory, SampleOptions(), {0: rover, 1: arm})
+    samples = [maker.make(Draw(0, 0, 2, seed)) for seed in range(400)]
+    told = [sample for sample in samples if isinstance(sample, ActionSample) and sample.told is not None]
+    assert 70 < len(told) < 130
+    for sample in told:
+        assert (sample.told, sample.embodiment, sample.turns) == ("arm", "rover", (("", OTHER_ROBOT),))
+        np.testing.assert_allclose(sample.actions_hc, 0, atol=1e-6)  # waypoints are seen from where the base is
+        assert sample.step_mask_h.all()
+    again = maker.make(Draw(0, 0, 2, told[0].seed))
+    assert isinstance(again, ActionSample) and again.told == "arm"  # a function of the seed
+    alone = SampleMaker(references[:1], open_memory, SampleOptions(), {0: rover}).make(Draw(0, 0, 2, told[0].seed))
+    assert isinstance(alone, ActionSample) and alone.told is None
+    blind = SampleMaker(
+        [dataclasses.replace(references[1], form=SampleForm(other_prompt=1.0)), references[0]],
+        open_memory, SampleOptions(), {0: arm, 1: rover},
+    )  # fmt: skip
+    with pytest.raises(UserError, match="table: other_prompt: an action channel has no measured state"):
+        blind.make(Draw(0, 0, 2, 0))
+
+
 def test_a_whole_episode_has_no_pictures_in_any_family(tmp_path: Path) -> None:
     path = recipe(
         tmp_path,
@@ -191,6 +218,7 @@ def test_a_share_of_the_draws_comes_from_the_beginnings(tmp_path: Path) -> None:
         ("ask: where", "ask: were", r"datasets\[0\]\.ask: .*did you mean 'where'"),
         ("ask: where", "ask: where, intention: true", r"datasets\[0\]\.intention: conversations have no actions"),
         ("ask: where", "ask: where, hold_at_end: true", r"datasets\[0\]\.hold_at_end: conversations have no actions"),
+        ("ask: where", "ask: where, other_prompt: 0.1", r"datasets\[0\]\.other_prompt: conversations have no actions"),
         (", ask: where", ", start_share: 0.5", r"datasets\[0\]\.start_share: conversations belong to no episode"),
         ("ask: where", "ask: where, start_share: 1.5", r"start_share: 1.5 is too large"),
         ("    balance: [dataset]\n", "    whole: false\n", r"families\[2\]\.whole: conversations are no episodes"),

@@ -83,6 +83,9 @@ simulation:
 """
 
 
+BOX = "{group: arm, lower: [0, 0, 0], upper: [1, 1, 1], kinematics: {model: r.urdf, tip: t}}"
+
+
 class Mistake(NamedTuple):
     """Replace the ``nth`` occurrence of ``old`` by ``new``; the error must name ``line``, ``key`` and ``fix``."""
 
@@ -196,10 +199,26 @@ MISTAKES = [
     Mistake("arm denied", "single arm", "no arm", 4, "prompt.arms", "single arm or dual arms"),
     Mistake("wrong convention", "absolute_joint", "delta_eef", 10, "control.convention", "absolute_joint, base_velocity"),
     Mistake("contradicted convention", "absolute_joint", "base_velocity", 10, "control.convention", "one convention"),
-    Mistake(
-        "crossed workspace", "  watchdog_ms: 300", "  workspace: {lower: [0, 0, 1], upper: [1, 1, 1]}", 66,
-        "safety.workspace.lower[2]", "swap",
-    ),
+    # safety: jerk, watchdogs, grippers, boxes
+    Mistake("short jerk", "acceleration: [5.0, 5.0]", "acceleration: [5.0, 5.0]\n      jerk: [100]", 42, "actions[0].limits.jerk", "one per channel"),
+    Mistake("zero jerk", "acceleration: [5.0, 5.0]", "acceleration: [5.0, 5.0]\n      jerk: [100, 0]", 42, "actions[0].limits.jerk[1]", "largest rate"),
+    Mistake("nervous group", "on_timeout: zero", "on_timeout: zero\n    watchdog_ms: 20", 65, "actions[2].watchdog_ms", "at least 100"),
+    Mistake("dead group", "on_timeout: zero", "on_timeout: zero\n    watchdog_ms: 0", 65, "actions[2].watchdog_ms", "greater than 0"),
+    Mistake("young observation", "watchdog_ms: 300", "max_observation_age_ms: 40", 66, "safety.max_observation_age_ms", "at least 100"),
+    Mistake("grip of an arm", "start: [0.0, 0.5]", "grip: {max_lead: 0.3}", 36, "actions[0].grip", "delete it"),
+    Mistake("grip of two", "limits: {lower: [0],", "grip: {max_lead: 2}\n    limits: {lower: [0],", 50, "actions[1].grip.max_lead", "at most 1"),
+    Mistake("closed where", "limits: {lower: [0],", "grip: {closed: down}\n    limits: {lower: [0],", 50, "actions[1].grip.closed", "lower, upper"),
+    Mistake("one box", "  watchdog_ms: 300", "  workspace: {lower: [0, 0, 1], upper: [1, 1, 1]}", 66, "safety.workspace", "write [ … ]"),
+    Mistake("crossed workspace", "  watchdog_ms: 300", f"  workspace: [{BOX.replace('1, 1, 1', '1, 1, -1')}]", 66, "safety.workspace[0].lower[2]", "swap"),
+    Mistake("flat workspace", "  watchdog_ms: 300", f"  workspace: [{BOX.replace('1, 1, 1', '1, 1')}]", 66, "safety.workspace[0].upper", "maximum"),
+    Mistake("box of nothing", "  watchdog_ms: 300", f"  workspace: [{BOX.replace('arm', 'armm')}]", 66, "safety.workspace[0].group", "did you mean 'arm'?"),
+    Mistake("box of a base", "  watchdog_ms: 300", f"  workspace: [{BOX.replace('arm', 'base')}]", 66, "safety.workspace[0].group", "kind eef_pose"),
+    Mistake("box without kinematics", "  watchdog_ms: 300", f"  workspace: [{BOX.replace(', kinematics: {model: r.urdf, tip: t}', '')}]", 66, "safety.workspace[0].kinematics", "add kinematics"),
+    Mistake("box with position", "  watchdog_ms: 300", f"  workspace: [{BOX.replace('group', 'position: [a1, a1, a1], group')}]", 66, "safety.workspace[0].position", "delete it"),
+    Mistake("model of what", "  watchdog_ms: 300", f"  workspace: [{BOX.replace('r.urdf', 'r.step')}]", 66, "safety.workspace[0].kinematics.model", ".urdf"),
+    Mistake("model without tip", "  watchdog_ms: 300", f"  workspace: [{BOX.replace(', tip: t', '')}]", 66, "safety.workspace[0].kinematics.tip", "add 'tip'"),
+    Mistake("chain of a gripper", "  watchdog_ms: 300", f"  workspace: [{BOX.replace('tip: t', 'tip: t, channels: [a1, grip]')}]", 66, "safety.workspace[0].kinematics.channels[1]", "use one of: a1, a2"),
+    Mistake("short joints", "  watchdog_ms: 300", f"  workspace: [{BOX.replace('tip: t', 'tip: t, joints: [j1]')}]", 66, "safety.workspace[0].kinematics.joints", "one per channel"),
 ]  # fmt: skip
 
 
@@ -254,6 +273,20 @@ def test_an_empty_section_is_refused(section: str) -> None:
     line = head.count("\n") + 1
     with pytest.raises(EmbodimentError, match=rf"^robot.yaml:{line}: {section}: no .*; fix: add at least one"):
         parse_embodiment(text, source="robot.yaml")
+
+
+def test_a_box_on_displacements_needs_three_measured_metres() -> None:
+    text = (resource_dir("embodiments") / "widowx.yaml").read_text()
+    for old, new, key, fix in (
+        ("position: [hand_x, hand_y, hand_z]", "position: [hand_x, hand_y]", "position", "three state channels"),
+        ("position: [hand_x, hand_y, hand_z]", "position: [hand_x, hand_y, hand_zz]", "position[2]", "'hand_z'"),
+        ("position: [hand_x, hand_y, hand_z]", "position: [hand_x, hand_y, waist]", "position[2]", "point's position"),
+        ("      position: [hand_x, hand_y, hand_z]\n", "", "position", "add position"),
+    ):
+        assert old in text
+        with pytest.raises(EmbodimentError) as caught:
+            parse_embodiment(text.replace(old, new), source="robot.yaml")
+        assert f": safety.workspace[0].{key}: " in str(caught.value) and fix in str(caught.value)
 
 
 def test_too_many_channels_are_refused() -> None:

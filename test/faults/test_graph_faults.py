@@ -1,119 +1,304 @@
-"""Parts of a running graph break; the robot holds, the reason is published, nothing recorded is lost."""
+"""Nodes of the whole simulated graph die, hang and come back; the robot holds, the rest goes on."""
 
 from __future__ import annotations
 
-import json
-import re
+import os
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from graph_support import Graph, Watcher, running
+from fault_bench import (
+    INSTRUCTION,
+    PAUSE_MS,
+    STATE_AGE_MS,
+    TIMEOUT_S,
+    TOLERANCE_MS,
+    WATCHDOG_MS,
+    Bench,
+    robot_yaml,
+)
+from fault_support import Fault, Ledger
+from graph_support import Graph
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from sensor_msgs.msg import JointState
-from trajectory_msgs.msg import JointTrajectory
 
-from qwen_vla_core.embodiment import load_embodiment
-from qwen_vla_core.interfaces import ActionChunk
-from qwen_vla_ros.messages import chunk_to_message
-from qwen_vla_ros.node_utils import CHUNK_TOPIC, COMMAND_QOS, STATE_QOS
+from qwen_vla_ros.bringup import build_graph
+from qwen_vla_ros.node_utils import STATE_QOS
 
 pytest.importorskip("mujoco", reason="the simulator is not installed")
-ROBOT = load_embodiment("aloha")
-TOLERANCE_MS = 300  # the controller's thread may be late by this much on a busy test machine
-TIMEOUT_S = 60.0  # how long until a wait has failed, on any machine; never how long something should take
+HOLD_MS = WATCHDOG_MS + 2 * TOLERANCE_MS  # and the chunk that was on its way when the policy ended
+STALE_MS = STATE_AGE_MS + TOLERANCE_MS
+RESTART_MS = 60_000  # Python, torch and a model have to load, beside whatever else this machine does
+EXIT_MS = 10_000  # a supervisor waits this long before it uses force
 
 
-@pytest.fixture
-def graph(watcher: Watcher, checkpoint: Path, tmp_path: Path) -> Iterator[Graph]:
-    """A graph in the middle of an endless episode."""
-    with running(
-        tmp_path, checkpoint=str(checkpoint), instruction="pick up the red cube", episode_timeout_s=600.0
-    ) as started:
-        watcher.wait_for(lambda: watcher.status.get("controller", {}).get("mode") == "running", 90, "motion")
-        yield started
+class GraphBench(Bench):
+    """Policy, controller, simulator and recorder in the middle of an endless episode."""
+
+    arm: list[tuple[float, JointState]]
+    run_dir: Path
+    checkpoint: Path
 
 
-def mute(watcher: Watcher, views: str) -> None:
-    """Silences simulated cameras."""
+@pytest.fixture(scope="module")
+def bench(make_bench: Callable[..., Bench], tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> GraphBench:
+    folder = tmp_path_factory.mktemp("graph")
+    specs = build_graph(
+        str(robot_yaml(folder)),
+        checkpoint=str(checkpoint),
+        instruction=INSTRUCTION,
+        run_dir=str(folder / "run"),
+        episode_timeout_s=3600.0,
+    )
+    made = make_bench(specs, kind=GraphBench, drivers=False)
+    made.arm, made.run_dir, made.checkpoint = [], folder / "run", checkpoint
+    made.node.create_subscription(
+        JointState, "/follower_left/joint_states", lambda msg: made.arm.append((time.time(), msg)), STATE_QOS
+    )
+    return made
+
+
+def watchdog_ms(b: GraphBench, since_s: float) -> tuple[float, float]:
+    """Waits for the hold; returns the time from ``since_s`` to it in ms, and when it was heard."""
+    held = b.told("controller", "watchdog: no chunk for", since_s)
+    b.rested_s(held.at_s)
+    return (held.at_s - since_s) * 1e3, held.heard_s
+
+
+def policy_killed(b: GraphBench) -> float:
+    took_ms, _ = watchdog_ms(b, b.kill("policy_node"))
+    again_s = time.time()
+    b.start("policy_node")
+    b.told("controller", "running", again_s)
+    return took_ms
+
+
+def policy_restarted(b: GraphBench) -> float:
+    """Ended in order and started again by a supervisor, within one episode."""
+    now_s = b.signal("policy_node", signal.SIGTERM)
+    assert b.graph.processes["policy_node"].wait(timeout=TIMEOUT_S) == 0
+    held = b.told("controller", "watchdog: no chunk for", now_s)
+    again_s = time.time()
+    b.start("policy_node")
+    b.told("controller", "running", max(held.heard_s, again_s))
+    return (time.time() - again_s) * 1e3
+
+
+def policy_frozen(b: GraphBench) -> float:
+    took_ms, held_s = watchdog_ms(b, b.signal("policy_node", signal.SIGSTOP))
+    b.signal("policy_node", signal.SIGCONT)
+    b.told("controller", "running", held_s)
+    return took_ms
+
+
+def camera_muted(b: GraphBench) -> float:
+    """One simulated camera; long enough for the policy's hold to become a fault."""
+    now_s = time.time()
+    mute(b, "cam_left_wrist")
+    held = b.told("controller", "watchdog: no chunk for", now_s)
+    b.told("policy", "fault: camera 'cam_left_wrist' is stale", now_s)
+    mute(b, "")
+    b.told("controller", "running", held.heard_s)
+    return (held.at_s - now_s) * 1e3
+
+
+def mute(b: GraphBench, views: str) -> None:
     value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=views)
     request = SetParameters.Request(parameters=[Parameter(name="mute_views", value=value)])
-    response = watcher.call(SetParameters, "/sim_node/set_parameters", request)
-    assert response.results[0].successful
+    assert b.call("sim_node/set_parameters", SetParameters, request).results[0].successful
 
 
-def test_policy_killed_arms_hold_within_the_watchdog(watcher: Watcher, graph: Graph) -> None:
-    states = watcher.listen(JointState, "/follower_left/joint_states", STATE_QOS)
-    chunks = watcher.listen(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
-    watcher.wait_for(lambda: chunks and states, TIMEOUT_S, "chunks")
-    watcher.wait_for(lambda: watcher.status["controller"]["mode"] == "running", TIMEOUT_S, "motion")
-    graph.processes["policy_node"].kill()
-    # The last chunk's age as the controller knew it when it stopped: how late this process hears of it is no matter.
-    said = watcher.wait_for(
-        lambda: re.search(r"watchdog: no chunk for (\d+) ms", watcher.status["controller"]["message"]),
-        TIMEOUT_S,
-        "the controller to report the watchdog",
-    )
-    assert 0 <= int(said[1]) - ROBOT.safety.watchdog_ms < TOLERANCE_MS
-
-    def moved(since: int) -> float:
-        return float(np.ptp([msg.position for _, msg in states[since:]], axis=0).max())
-
-    heard = len(states)  # the arms come to rest, and stay there
-    watcher.wait_for(lambda: len(states) > heard + 25 and moved(-25) < 0.01, TIMEOUT_S, "the arms to come to rest")
-    heard = len(states)
-    watcher.wait_for(lambda: len(states) > heard + 25, TIMEOUT_S, "joint states")
-    assert moved(heard) < 0.01
-    assert graph.processes["controller_node"].poll() is None
+def sim_reset(b: GraphBench) -> float:
+    """The episode ends in the middle of a chunk: silence, another scene, and nothing of before plays in it."""
+    epoch = b.count("epoch")
+    now_s = time.time()
+    assert b.call("qwen_vla/sim_reset").success
+    idle = b.told("controller", "idle: stopped", now_s)
+    again = b.told("controller", "running", idle.heard_s)
+    assert b.count("epoch") > epoch
+    between = [t for t in b.ticks["left_arm"] if idle.at_s + 0.1 < t.at_s < again.at_s and t.rate.any()]
+    assert not between, "it moved between two episodes"
+    return (again.at_s - now_s) * 1e3
 
 
-def test_a_silent_camera_makes_the_robot_hold_with_the_reason_and_it_recovers(watcher: Watcher, graph: Graph) -> None:
-    mute(watcher, "cam_left_wrist")
-    reason = "holding: camera 'cam_left_wrist' is stale"
-    watcher.wait_for(lambda: reason in watcher.status["policy"]["message"], TIMEOUT_S, "the policy's reason")
-    watcher.wait_for(lambda: watcher.status["controller"]["mode"] == "holding", TIMEOUT_S, "the controller to hold")
-    watcher.wait_for(lambda: watcher.status["policy"]["state"] == "fault", TIMEOUT_S, "the fault")
-    assert "cam_left_wrist" in watcher.status["policy"]["message"]
-    mute(watcher, "")
-    watcher.wait_for(lambda: watcher.status["controller"]["mode"] == "running", TIMEOUT_S, "motion after recovery")
+def sim_frozen(b: GraphBench) -> float:
+    now_s = b.signal("sim_node", signal.SIGSTOP)
+    held = b.told("controller", "stale state", now_s)
+    b.rested_s(held.at_s)
+    b.signal("sim_node", signal.SIGCONT)
+    b.told("controller", "running", held.heard_s)
+    return (held.at_s - now_s) * 1e3
 
 
-def test_a_nan_chunk_is_refused_and_counted_while_the_robot_goes_on(watcher: Watcher, graph: Graph) -> None:
-    publisher = watcher.node.create_publisher(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
-    watcher.wait_for(lambda: publisher.get_subscription_count() > 0, TIMEOUT_S, "the controller to listen")
-    actions = np.zeros((ROBOT.control.horizon, len(ROBOT.channels)))
-    actions[3, 2] = np.nan
-    sent = 0.0
-
-    def counted() -> bool:
-        """Sends until it is counted: the policy's next chunk may overtake one in a queue of one."""
-        nonlocal sent
-        if time.monotonic() > sent + 1.0:
-            sent = time.monotonic()
-            now_ns = watcher.node.get_clock().now().nanoseconds
-            publisher.publish(chunk_to_message(ActionChunk(actions, ROBOT.channels, now_ns, ROBOT.period_s)))
-        return int(watcher.status["controller"].get("rejected.non_finite", 0)) > 0
-
-    watcher.wait_for(counted, TIMEOUT_S, "the rejection")
-    before = int(watcher.status["controller"]["chunks_accepted"])
-    watcher.wait_for(
-        lambda: int(watcher.status["controller"]["chunks_accepted"]) > before, TIMEOUT_S, "good chunks after it"
-    )
+def sim_killed(b: GraphBench) -> float:
+    now_s = b.kill("sim_node")
+    held = b.told("controller", "stale state", now_s)
+    b.rested_s(held.at_s)
+    again_s = time.time()
+    b.start("sim_node")
+    b.told("controller", "running", again_s)
+    return (held.at_s - now_s) * 1e3
 
 
-def test_an_interrupted_recorder_leaves_a_readable_bag(watcher: Watcher, graph: Graph, tmp_path: Path) -> None:
-    from rosbags.highlevel import AnyReader
+def recorder_killed(b: GraphBench) -> float:
+    b.kill("recorder_node")
+    b.goes_on(time.time())
+    pause_ms = float(np.diff([t.at_s for t in list(b.ticks["left_arm"])]).max() * 1e3)
+    b.start("recorder_node")
+    b.wait(lambda: b.statuses.get("recorder"), "the recorder")
+    before = len(list(b.run_dir.glob("episode_*")))
+    for _ in range(2):  # the first begins what the second ends
+        now_s = time.time()
+        assert b.call("qwen_vla/sim_reset").success
+        idle = b.told("controller", "idle: stopped", now_s)
+        b.told("controller", "running", idle.heard_s)
+    b.wait(lambda: len(list(b.run_dir.glob("episode_*"))) > before, "a bag after the restart")
+    return pause_ms
 
-    watcher.wait_for(
-        lambda: int(watcher.status.get("recorder", {}).get("messages", 0)) > 100, TIMEOUT_S, "recorded messages"
-    )
-    graph.processes["recorder_node"].send_signal(signal.SIGINT)
-    assert graph.end("recorder_node", signal.SIGINT) == 0  # a second Ctrl-C changes nothing
-    path = tmp_path / "run" / "episode_000"
-    assert json.loads((path / "episode.json").read_text())["outcome"] == "aborted"
-    with AnyReader([path]) as reader:
-        assert sum(1 for _ in reader.messages()) == reader.message_count > 100
+
+def controller_killed(b: GraphBench) -> float:
+    b.kill("controller_node")
+    heard = len(b.arm)
+    b.wait(lambda: len(b.arm) > heard + 25, "joint states")  # the position servos reach the last command
+    heard = len(b.arm)
+    b.wait(lambda: len(b.arm) > heard + 25, "joint states")
+    moved = float(np.ptp([msg.position[:6] for _, msg in b.arm[heard:]], axis=0).max())
+    b.start("controller_node")
+    b.told("controller", "idle: not started")
+    assert b.call("qwen_vla/sim_reset").success
+    b.told("controller", "running")
+    return moved
+
+
+def checkpoint_damaged(b: GraphBench) -> float:
+    """A second policy that cannot load ends with one line; the graph goes on."""
+    folder = b.folder / "damaged"
+    shutil.copytree(b.checkpoint, folder)
+    for weights in folder.glob("*.safetensors"):
+        os.truncate(weights, weights.stat().st_size // 2)
+    spec = b.specs["policy_node"]
+    spec = replace(spec, name="second_policy", parameters={**spec.parameters, "checkpoint": str(folder)})
+    now_s = time.time()
+    second = Graph([spec], b.folder)
+    try:
+        assert second.processes["second_policy"].wait(timeout=TIMEOUT_S) == 2
+    finally:
+        second.close()
+    took_ms = (time.time() - now_s) * 1e3
+    assert "policy_node cannot start" in second.log() and "damaged" in second.log() and "Traceback" not in second.log()
+    b.goes_on(now_s, chunks=2)
+    return took_ms
+
+
+def all_told_to_end(b: GraphBench) -> float:
+    """In the order of the supervisor; the controller is last, so that it can hold while the rest ends."""
+    worst_ms = 0.0
+    for name in ("policy_node", "sim_node", "recorder_node", "controller_node"):
+        now_s = b.signal(name, signal.SIGTERM)
+        code = b.graph.processes[name].wait(timeout=TIMEOUT_S)
+        assert code == 0, f"{name} ended with {code}"
+        worst_ms = max(worst_ms, (time.time() - now_s) * 1e3)
+    return worst_ms
+
+
+FAULTS = [
+    Fault(
+        "policy frozen",
+        "SIGSTOP, later SIGCONT",
+        "arms hold, reason published; goes on by itself",
+        HOLD_MS,
+        "ms",
+        policy_frozen,
+    ),
+    Fault(
+        "policy SIGKILL",
+        "in motion, then started again",
+        "arms hold, reason published; goes on with the new one",
+        HOLD_MS,
+        "ms",
+        policy_killed,
+    ),
+    Fault(
+        "policy restarted",
+        "SIGTERM, then started again",
+        "exit code 0; the new one takes the episode over: running again",
+        RESTART_MS,
+        "ms",
+        policy_restarted,
+    ),
+    Fault(
+        "simulated camera muted",
+        "one of three, for longer than fault_after_s",
+        "arms hold, reason published, then a fault; goes on by itself",
+        HOLD_MS + 1000,
+        "ms",
+        camera_muted,
+    ),
+    Fault(
+        "simulation reset mid-chunk",
+        "qwen_vla/sim_reset in motion",
+        "silence, new scene, nothing old plays; running again",
+        10_000,
+        "ms",
+        sim_reset,
+    ),
+    Fault(
+        "robot frozen",
+        "the simulator stands still",
+        "brakes to rest, reason published; goes on by itself",
+        STALE_MS,
+        "ms",
+        sim_frozen,
+    ),
+    Fault(
+        "robot SIGKILL, restarted",
+        "the simulator dies",
+        "brakes to rest, reason published; goes on with the new one",
+        STALE_MS,
+        "ms",
+        sim_killed,
+    ),
+    Fault(
+        "recorder SIGKILL in the graph",
+        "in motion, restarted",
+        "commands go on: longest pause; the next episode is recorded",
+        PAUSE_MS,
+        "ms",
+        recorder_killed,
+    ),
+    Fault(
+        "controller SIGKILL in the graph",
+        "in motion, restarted",
+        "the arm stands still; moves again only after a start",
+        0.01,
+        "rad",
+        controller_killed,
+    ),
+    Fault(
+        "checkpoint damaged",
+        "a policy is started with half a weights file",
+        "one line, exit code 2; the graph goes on",
+        RESTART_MS,
+        "ms",
+        checkpoint_damaged,
+    ),
+    Fault(
+        "every node SIGTERM",
+        "policy, simulator, recorder, controller",
+        "exit code 0 each: slowest",
+        EXIT_MS,
+        "ms",
+        all_told_to_end,
+    ),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault(fault: Fault, bench: GraphBench, ledger: Ledger) -> None:
+    ledger.judge(fault, bench)

@@ -43,4 +43,6 @@ def test_all_have_the_same_arguments() -> None:
         return [entity.name for entity in description(robot).entities if isinstance(entity, DeclareLaunchArgument)]
 
     assert names("aloha") == names("widowx") == names("mobile_base")
-    assert {"embodiment", "checkpoint", "instruction", "namespace", "sim", "record", "params_file"} <= {*names("aloha")}
+    assert {"embodiment", "checkpoint", "instruction", "namespace", "sim", "record", "params_file", "server"} <= {
+        *names("aloha")
+    }

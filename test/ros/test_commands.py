@@ -83,13 +83,29 @@ def test_joint_trajectory_carries_names_velocities_and_one_period() -> None:
     arm = group("joint_trajectory", 2, fields=("elbow", "wrist"))
     adapter = adapter_for("joint_trajectory")
     message = adapter.encode(arm, np.array([0.1, -0.2]), np.array([1.0, 2.0]), STAMP, 0.02)
-    (point,) = message.points
+    point = message.points[0]
     assert message.joint_names == ["elbow", "wrist"] and list(point.velocities) == [1.0, 2.0]
     assert (point.time_from_start.sec, point.time_from_start.nanosec) == (0, 20_000_000)
     assert message.header.stamp == Time()  # "now": a stamp in the past would be dropped or jerked to
     message.joint_names.reverse()
     point.positions = [5.0, 6.0]
     np.testing.assert_array_equal(adapter.decode(arm, message), [6.0, 5.0])
+
+
+def test_a_joint_trajectory_ends_at_rest_where_full_braking_would_take_it() -> None:
+    """Stock joint_trajectory_controller refuses one that ends in motion, and plays it out when no other follows."""
+    arm = group("joint_trajectory", 2)
+    arm = dataclasses.replace(arm, limits=dataclasses.replace(arm.limits, acceleration=(20.0, 5.0)))
+    encode = adapter_for("joint_trajectory").encode
+    moving, at_rest = encode(arm, np.array([0.1, -0.2]), np.array([1.0, -2.0]), STAMP, 0.02).points
+    stop_s = 2.0 / 5.0  # the slower joint to brake
+    due_s = at_rest.time_from_start.sec + at_rest.time_from_start.nanosec * 1e-9
+    assert due_s == pytest.approx(0.02 + stop_s) and list(at_rest.velocities) == [0.0, 0.0]
+    np.testing.assert_allclose(at_rest.positions, [0.1 + stop_s / 2, -0.2 - 2.0 * stop_s / 2])
+    np.testing.assert_array_equal(moving.positions, [0.1, -0.2])
+    assert len(encode(arm, np.array([0.1, -0.2]), np.zeros(2), STAMP, 0.02).points) == 1
+    slow = encode(arm, np.zeros(2), np.array([1e-3, 0.0]), STAMP, 0.02).points[1]
+    assert slow.time_from_start.nanosec == 40_000_000  # a stop takes one period at least
 
 
 @pytest.mark.parametrize("kind", ["joint_trajectory", "forward_command"])

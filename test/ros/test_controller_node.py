@@ -22,15 +22,30 @@ from rclpy.client import Client  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import QoSProfile  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
-from std_msgs.msg import Float64MultiArray  # noqa: E402
+from std_msgs.msg import Bool, Float64MultiArray, String  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from qwen_vla_core.embodiment import Embodiment, load_embodiment  # noqa: E402
 from qwen_vla_core.interfaces import ActionChunk  # noqa: E402
 from qwen_vla_ros.commands import adapter_for  # noqa: E402
-from qwen_vla_ros.messages import chunk_to_message, groups_by_topic, state_to_joint_state  # noqa: E402
-from qwen_vla_ros.node_utils import CHUNK_TOPIC, COMMAND_QOS, CONSUMED_TOPIC, STATUS_QOS, STATUS_TOPIC  # noqa: E402
+from qwen_vla_ros.estop import ANY_QOS, ESTOP_REQUEST_TOPIC, ESTOPPED_TOPIC  # noqa: E402
+from qwen_vla_ros.messages import (  # noqa: E402
+    chunk_to_message,
+    groups_by_topic,
+    plan_from_message,
+    state_to_joint_state,
+)
+from qwen_vla_ros.node_utils import (  # noqa: E402
+    CHUNK_TOPIC,
+    COMMAND_QOS,
+    CONSUMED_TOPIC,
+    INSTRUCTION_TOPIC,
+    LATCHED_QOS,
+    PLAN_TOPIC,
+    STATUS_QOS,
+    STATUS_TOPIC,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 ALOHA = load_embodiment("aloha")
@@ -55,6 +70,7 @@ class FakeRobot:
         self.commands: dict[str, list[tuple[float, np.ndarray]]] = {group.name: [] for group in embodiment.actions}
         self.statuses: list[dict[str, str]] = []
         self.consumed: list[JointTrajectory] = []
+        self.plans: list[JointTrajectory] = []
         self.clients: dict[str, Client] = {}
         self.publish_states = True
         self.chunk_action: np.ndarray | None = None
@@ -70,6 +86,8 @@ class FakeRobot:
             self.node.create_subscription(Float64MultiArray, group.command.topic, on_command, EVERY_QOS)
         self.node.create_subscription(DiagnosticArray, STATUS_TOPIC, self._on_status, STATUS_QOS)
         self.node.create_subscription(JointTrajectory, CONSUMED_TOPIC, self.consumed.append, COMMAND_QOS)
+        self.node.create_subscription(JointTrajectory, PLAN_TOPIC, self.plans.append, EVERY_QOS)
+        self.instruction_publisher = self.node.create_publisher(String, INSTRUCTION_TOPIC, LATCHED_QOS)
         self.topics = groups_by_topic(embodiment.state)
         self.state_publishers = {topic: self.node.create_publisher(JointState, topic, 5) for topic in self.topics}
         self.chunk_publisher = self.node.create_publisher(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
@@ -188,10 +206,15 @@ def test_follows_chunks_holds_when_they_stop_and_recovers(robot: FakeRobot, cont
     robot.wait_mode("running")
     robot.wait(lambda: np.allclose(robot.latest(), target, atol=1e-3), what="the arms to arrive")
     robot.wait(lambda: robot.consumed, what="consumed prefix")
+    robot.wait(lambda: robot.plans and len(robot.plans[-1].points) > 10, what="the rest of the plan")
+    rest = plan_from_message(robot.plans[-1], ALOHA.channels)
+    np.testing.assert_allclose(rest.rows_tc[-1], target)
     assert tuple(robot.consumed[-1].joint_names) == ALOHA.channels and robot.consumed[-1].points
 
     robot.chunk_action = None
     status = robot.wait_mode("holding", "watchdog: no chunk for")
+    robot.wait(lambda: len(robot.plans[-1].points) == 1, what="the end of the plan")
+    assert int(status["count.slowed"]) >= 1 and any("chunk late by" in s.get("reason", "") for s in robot.statuses)
     assert PERIOD_S * 1e3 * 0.5 < float(status["period_ms.p50"]) < PERIOD_S * 1e3 * 1.5  # benchmarks measure jitter
     held = robot.latest()
     np.testing.assert_allclose(held, target, atol=2e-3)
@@ -225,6 +248,40 @@ def test_estop_latches_until_reset_and_start(robot: FakeRobot, controller: subpr
     robot.wait(lambda: robot.latest()[0] > 2.95, what="motion after start")
 
 
+def test_estop_by_topic_latches_also_from_a_button_that_was_pressed_before_the_start(
+    robot: FakeRobot, domain: int
+) -> None:
+    told: list[bool] = []
+    robot.node.create_subscription(Bool, ESTOPPED_TOPIC, lambda msg: told.append(msg.data), LATCHED_QOS)
+    latching = robot.node.create_publisher(Bool, ESTOP_REQUEST_TOPIC, LATCHED_QOS)
+    latching.publish(Bool(data=True))
+    robot.chunk_action = START
+    process = start_controller(domain, "simulated:=true")
+    try:
+        robot.wait_mode("estopped", ESTOP_REQUEST_TOPIC)
+        robot.wait(lambda: told and told[-1], what="the published state")
+        refused = robot.call("qwen_vla/reset")
+        assert not refused.success and "publish false" in refused.message
+        latching.publish(Bool(data=False))
+        robot.wait(lambda: robot.call("qwen_vla/reset").success, what="reset after the button was let go")
+        robot.wait(lambda: not told[-1], what="the published release")
+        robot.wait_mode("idle", "reset")  # letting go and resetting move nothing
+        assert robot.call("qwen_vla/start").success
+        robot.wait_mode("running")
+
+        fleeting = robot.node.create_publisher(Bool, ESTOP_REQUEST_TOPIC, ANY_QOS)  # best effort, keeps nothing
+        robot.wait(lambda: fleeting.get_subscription_count() > 0, what="discovery of the button")
+        fleeting.publish(Bool(data=True))
+        robot.wait_mode("estopped", ESTOP_REQUEST_TOPIC)
+        robot.wait(lambda: told[-1], what="the published state")
+        fleeting.publish(Bool(data=False))
+        robot.wait_statuses(2)
+        assert robot.statuses[-1]["mode"] == "estopped"
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_bad_chunks_are_counted_and_move_nothing(robot: FakeRobot, controller: subprocess.Popen) -> None:
     robot.wait_mode("holding", "waiting for the first chunk")
     robot.wait(lambda: robot.chunk_publisher.get_subscription_count() > 0, what="discovery")
@@ -232,11 +289,38 @@ def test_bad_chunks_are_counted_and_move_nothing(robot: FakeRobot, controller: s
     poisoned[3] = np.nan
     robot.chunk_action = poisoned
     robot.wait(lambda: int(robot.statuses[-1].get("rejected.non_finite", 0)) >= 2, what="rejections")
+    assert robot.statuses[-1]["rejected.non_finite.left_arm.worst"] == ALOHA.channels[3]
     robot.chunk_action = None
     robot.chunk_publisher.publish(JointTrajectory(joint_names=["left_waist"]))
     robot.wait(lambda: int(robot.statuses[-1].get("rejected.malformed", 0)) == 1, what="malformed")
     assert robot.statuses[-1]["chunks_accepted"] == "0"
     np.testing.assert_allclose(robot.latest(), START, atol=1e-3)
+
+
+def test_a_new_instruction_refuses_chunks_in_flight_and_a_withdrawn_one_holds(
+    robot: FakeRobot, controller: subprocess.Popen
+) -> None:
+    robot.wait_mode("holding", "waiting for the first chunk")
+    robot.wait(lambda: robot.instruction_publisher.get_subscription_count() > 0, what="discovery")
+    robot.chunk_action = START
+    robot.wait_mode("running")
+    epoch = int(robot.statuses[-1]["epoch"])
+    robot.chunk_action = None
+    for_the_old_one = START.copy()
+    for_the_old_one[0] = 2.0
+    in_flight = chunk_to_message(robot.chunk(for_the_old_one))
+    robot.instruction_publisher.publish(String(data="pick up the red cube"))
+    robot.wait(lambda: int(robot.statuses[-1].get("epoch", 0)) == epoch + 1, what="a new epoch")
+    robot.chunk_publisher.publish(in_flight)
+    refused = ("rejected.before_epoch", "rejected.expired")  # the latter on a machine that is very slow
+    robot.wait(lambda: any(key in robot.statuses[-1] for key in refused), what="refusal")
+    robot.chunk_action = START
+    robot.wait_mode("running")
+    assert max(values[0] for _, values in robot.commands["left_arm"]) < 0.1
+    robot.instruction_publisher.publish(String(data=""))
+    robot.chunk_action = None
+    robot.wait(lambda: int(robot.statuses[-1].get("epoch", 0)) == epoch + 2, what="another epoch")
+    robot.wait_mode("holding")
 
 
 def test_silent_drivers_mean_silence_then_a_hold(robot: FakeRobot, controller: subprocess.Popen) -> None:

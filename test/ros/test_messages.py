@@ -8,13 +8,17 @@ import math
 
 import numpy as np
 import pytest
+from builtin_interfaces.msg import Duration as DurationMsg
 from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage, Image, JointState
+from trajectory_msgs.msg import JointTrajectory
 
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.embodiment.spec import LinearMap, StateGroup
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import ActionChunk
+from qwen_vla_core.runtime.commitment import PlanRest
+from qwen_vla_core.runtime.splines import spline_velocities
 from qwen_vla_ros.messages import (
     chunk_from_message,
     chunk_to_message,
@@ -24,6 +28,8 @@ from qwen_vla_ros.messages import (
     image_to_numpy,
     image_to_rgb,
     numpy_to_image,
+    plan_from_message,
+    plan_to_message,
     rgb_to_compressed,
     state_from_message,
     state_message_type,
@@ -201,6 +207,23 @@ def test_a_chunk_survives_with_stamp_names_and_times() -> None:
     np.testing.assert_array_equal(back.actions_hc, chunk.actions_hc)
     assert (back.channels, back.stamp_ns) == (chunk.channels, chunk.stamp_ns)
     assert back.period_s == pytest.approx(0.1)
+    rates = spline_velocities(chunk.actions_hc, 0.1)
+    np.testing.assert_array_equal([point.velocities for point in msg.points], rates)
+    assert np.any(rates[0]) and not np.any(rates[-1])
+
+
+def test_the_rest_of_a_plan_survives_and_comes_back_in_the_order_that_is_asked_for() -> None:
+    rest = PlanRest(1_700_000_000_123_456_789, np.arange(12.0).reshape(4, 3))
+    msg = plan_to_message(rest, ("a", "b", "c"), 0.2)
+    assert msg.points[0].time_from_start == DurationMsg() and msg.points[3].time_from_start.nanosec == 600_000_000
+    back = plan_from_message(msg, ("c", "a", "b"))
+    assert back.t_ns == rest.t_ns
+    np.testing.assert_array_equal(back.rows_tc, rest.rows_tc[:, [2, 0, 1]])
+    for names in (("a", "b"), ("a", "b", "d")):
+        with pytest.raises(ValueError, match="expected"):
+            plan_from_message(msg, names)
+    with pytest.raises(ValueError, match="without points"):
+        plan_from_message(JointTrajectory(), ("a",))
 
 
 def test_a_chunk_keeps_nan_for_the_controller_to_judge_but_not_a_broken_shape() -> None:

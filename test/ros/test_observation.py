@@ -17,7 +17,7 @@ MS = 1_000_000
 
 
 def image(value: int) -> np.ndarray:
-    return np.full((4, 6, 3), value, np.uint8)
+    return np.full((6, 8, 3), 100 + value, np.uint8)
 
 
 def filled(ages_ms: dict[str, float] | None = None, state_age_ms: float = 0) -> ObservationBuffer:
@@ -60,7 +60,7 @@ def test_views_too_far_apart_are_refused_and_the_nearest_frame_is_used() -> None
     buffer.add_image("cam_left_wrist", NOW + 40 * MS, lambda: image(88))
     observation = buffer.observe(NOW + 50 * MS, "go")
     assert isinstance(observation, Observation)
-    assert observation.images["cam_left_wrist"][0, 0, 0] == 77  # 10 ms from the reference; the newest is 40 ms away
+    assert observation.images["cam_left_wrist"][0, 0, 0] == 177  # 10 ms from the reference; the newest is 40 ms away
 
 
 def test_state_is_that_of_the_pictures_instant() -> None:
@@ -112,3 +112,52 @@ def test_only_the_frames_that_are_used_are_decoded() -> None:
     buffer.add_state(dict.fromkeys(ROBOT.state_channels, 0.0), NOW)
     buffer.observe(NOW + 4 * MS, "go")
     assert decoded == [3, 3, 3]
+
+
+def pictures(buffer: ObservationBuffer, stamp_ns: int, **shown: np.ndarray) -> None:
+    """A new frame of every view, and a state."""
+    for view in ROBOT.views:
+        pixels = shown.get(view, image(stamp_ns // MS % 50))
+        buffer.add_image(view, stamp_ns, lambda pixels=pixels: pixels)
+    buffer.add_state(dict.fromkeys(ROBOT.state_channels, 0.0), stamp_ns)
+
+
+def test_a_black_picture_is_a_reason_also_with_hot_pixels_and_a_dark_room_is_not_black() -> None:
+    black = np.random.default_rng(0).integers(0, 9, (480, 640, 3), dtype=np.uint8)
+    black[::97, ::89] = 255
+    dark = black.copy()
+    dark[200:280, 300:400] = 40
+    buffer = ObservationBuffer(ROBOT)
+    pictures(buffer, NOW, cam_left_wrist=black)
+    assert "camera 'cam_left_wrist' is black" in str(buffer.observe(NOW, "go"))
+    assert "camera 'cam_left_wrist' is black" in str(buffer.observe(NOW, "go"))
+    pictures(buffer, NOW + MS, cam_left_wrist=dark)
+    assert isinstance(buffer.observe(NOW + MS, "go"), Observation)
+
+
+def test_a_picture_of_another_shape_is_a_reason_and_a_smaller_one_of_the_same_shape_is_not() -> None:
+    buffer = ObservationBuffer(ROBOT)
+    pictures(buffer, NOW, ego=np.full((640, 480, 3), 100, np.uint8))
+    reason = str(buffer.observe(NOW, "go"))
+    assert "camera 'ego' sends 480 × 640" in reason and "640 × 480" in reason
+    pictures(buffer, NOW + MS, ego=np.full((288, 384, 3), 100, np.uint8))
+    assert isinstance(buffer.observe(NOW + MS, "go"), Observation)
+
+
+def test_bit_identical_pictures_with_new_stamps_are_a_frozen_camera_until_they_change() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (20, 480, 640, 3), dtype=np.uint8)
+
+    def seen(buffer: ObservationBuffer, i: int, ego: int) -> Observation | str:
+        shown = dict.fromkeys(ROBOT.views, noise[i]) | {"ego": noise[ego]}
+        pictures(buffer, NOW + i * 100 * MS, **shown)
+        return buffer.observe(NOW + i * 100 * MS, "go")
+
+    buffer = ObservationBuffer(ROBOT, frozen_after_s=1.0)
+    assert all(isinstance(seen(buffer, i, ego=0), Observation) for i in range(11))
+    reason = str(seen(buffer, 11, ego=0))
+    assert "camera 'ego' is frozen" in reason and "1.1 s" in reason and "frozen_after_s = 1" in reason
+    assert isinstance(seen(buffer, 12, ego=1), Observation)
+    assert isinstance(seen(buffer, 13, ego=1), Observation)
+    buffer.clear()
+    simulated = ObservationBuffer(ROBOT)
+    assert all(isinstance(seen(simulated, i, ego=0), Observation) for i in range(20))

@@ -63,6 +63,7 @@ def test_the_graph_follows_its_arguments() -> None:
         ({"embodiment": "alhoa"}, "alhoa"),
         ({"sim": False, "episodes": 2}, "episodes need the simulator"),
         ({"log_level": "loud"}, "log_level 'loud'"),
+        ({"strategy": "teleport"}, "strategy 'teleport'"),
         ({"params_file": "/nowhere.yaml"}, "params_file '/nowhere.yaml'"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.embodiment.spec import ActionGroup, CommandSpec, Embodiment, Limits
 from qwen_vla_core.interfaces import ActionChunk
+from qwen_vla_core.runtime.continuity import STRATEGIES
 from qwen_vla_core.runtime.controller import ControlLoop, ControlOutput
 
 ALOHA = load_embodiment("aloha")
@@ -26,7 +27,7 @@ class Rig:
     """A control loop, a clock, and a robot that stands where it was last told (minus ``sag``)."""
 
     def __init__(self, embodiment: Embodiment = ALOHA, start: bool = True) -> None:
-        self.loop = ControlLoop(embodiment, blend_s=0.2)
+        self.loop = ControlLoop(embodiment)
         self.embodiment = embodiment
         self.t = 1_000_000 * MS
         self.pose = START.copy()
@@ -371,13 +372,13 @@ def test_a_base_stops_whatever_happens(interruption: str) -> None:
 
 
 def test_new_plans_join_without_a_jump() -> None:
-    """Two plans 0.4 rad apart, alternating at 10 Hz: no acceleration limit is ever needed to hide the seam."""
+    """Two plans 0.04 rad apart, alternating at 10 Hz, each late: no limit is ever needed to hide the seam."""
     rig = reached(Rig(), START)
     rig.loop.limiter.interventions.clear()
     commands = len(rig.commands)
     for _ in range(20):
         for offset in (0.02, -0.02):
-            rig.feed(START * 0.9 + 0.05 + offset)
+            rig.feed(START * 0.9 + 0.05 + offset, age_ms=90)
             rig.run(0.1)
     steps = np.abs(np.diff(np.array(rig.commands[commands:]), axis=0))
     assert steps[25:].max() < 0.012  # 0.04 apart, spread over 200 ms and more; a bare swap would step 0.04
@@ -392,7 +393,12 @@ def base_chunk(stamp_ns: int, yaw: np.ndarray) -> ActionChunk:
 
 def turn_over_the_seam(policy_sees: float) -> list[float]:
     """A base at 3.0 rad turns left to 3.6 rad; the odometer tells headings in (−π, π], the policy starts from one."""
-    loop, t, yaw, told = ControlLoop(BASE, blend_s=0.5), 1_000_000 * MS, 3.0, []
+    loop, t, yaw, told = (
+        ControlLoop(BASE, strategy=dataclasses.replace(STRATEGIES["blend"], blend_s=0.5)),
+        1_000_000 * MS,
+        3.0,
+        [],
+    )
     loop.start(t)
     for tick in range(80):
         t += 50 * MS

@@ -14,6 +14,7 @@ from qwen_vla_core.embodiment.spec import ActionGroup, CommandSpec, Embodiment, 
 from qwen_vla_core.runtime.safety import SafetyLimiter
 
 ALOHA = load_embodiment("aloha")
+FREE = dataclasses.replace(ALOHA, safety=dataclasses.replace(ALOHA.safety, workspace=()))  # joints alone
 DT = 0.02
 GARBAGE = [np.nan, np.inf, -np.inf, 1e308, -1e308, 1e-308, 0.0]
 
@@ -50,7 +51,9 @@ def small_robot(**safety: object) -> Embodiment:
             "zero",
         ),
     )
-    return dataclasses.replace(ALOHA, actions=groups, safety=dataclasses.replace(ALOHA.safety, **safety))
+    return dataclasses.replace(
+        ALOHA, actions=groups, safety=dataclasses.replace(ALOHA.safety, **{"workspace": (), **safety})
+    )
 
 
 def assert_within_limits(limiter: SafetyLimiter, commands: list[np.ndarray], steps_s: list[float]) -> None:
@@ -78,7 +81,9 @@ step = st.tuples(
 @settings(max_examples=150, deadline=None)
 @given(start=st.lists(st.floats(-3, 3), min_size=7, max_size=7), steps=st.lists(step, min_size=1, max_size=40))
 def test_garbage_never_leaves_the_limits(start: list[float], steps: list) -> None:
-    limiter = SafetyLimiter(small_robot(max_jump=0.3, workspace=Workspace((-0.4, -0.4, 0.1), (0.4, 0.4, 0.8))))
+    limiter = SafetyLimiter(
+        small_robot(max_jump=0.3, workspace=(Workspace("hand", (-0.4, -0.4, 0.1), (0.4, 0.4, 0.8)),))
+    )
     limiter.reset(np.array(start))
     commands, durations = [limiter.position_c.copy()], []
     with np.errstate(all="ignore"):
@@ -95,7 +100,7 @@ def test_long_random_runs_with_every_adversary_stay_within_limits() -> None:
     """Targets that race between both limits are the worst case for braking distance."""
     rng = np.random.default_rng(0)
     for pattern in ("bang", "noise", "ramps", "garbage"):
-        limiter = SafetyLimiter(ALOHA)
+        limiter = SafetyLimiter(FREE)
         limiter.reset(np.array([x for group in ALOHA.actions for x in group.start]))
         commands, durations = [limiter.position_c.copy()], []
         for tick in range(1500):
@@ -116,7 +121,7 @@ def test_long_random_runs_with_every_adversary_stay_within_limits() -> None:
 
 
 def test_motion_below_the_limits_passes_bit_exact_without_lag() -> None:
-    limiter = SafetyLimiter(ALOHA)
+    limiter = SafetyLimiter(FREE)
     pose = np.array([x for group in ALOHA.actions for x in group.start]) * 0.5
     limiter.reset(pose)
     fastest = 0.0
@@ -130,7 +135,7 @@ def test_motion_below_the_limits_passes_bit_exact_without_lag() -> None:
 
 
 def test_a_distant_target_is_reached_without_overshoot_and_about_as_fast_as_the_limits_allow() -> None:
-    limiter = SafetyLimiter(ALOHA)
+    limiter = SafetyLimiter(FREE)
     limiter.reset(np.zeros(14))
     target = np.clip(np.full(14, 0.9), limiter.lower_c, limiter.upper_c)
     ticks = 0
@@ -173,7 +178,7 @@ def test_command_stays_within_max_jump_of_the_measured_pose() -> None:
 
 
 def test_workspace_box_bounds_cartesian_targets() -> None:
-    limiter = SafetyLimiter(small_robot(workspace=Workspace((-0.1, -0.1, 0.0), (0.1, 0.1, 0.3))))
+    limiter = SafetyLimiter(small_robot(workspace=(Workspace("hand", (-0.1, -0.1, 0.0), (0.1, 0.1, 0.3)),)))
     limiter.reset(np.zeros(7))
     for _ in range(300):
         command = limiter.step(np.array([0, 0, 9, -9, 9, 0, 0]), limiter.position_c, DT)

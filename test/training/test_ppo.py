@@ -54,6 +54,13 @@ def test_normalised_advantages_have_unit_variance_and_equal_ones_say_nothing() -
     assert (normalise(torch.zeros(4)) == 0).all()
 
 
+def test_each_robot_is_compared_with_itself_alone() -> None:
+    advantages = torch.tensor([0.0, 1.0, 10.0, 11.0])
+    scaled = normalise(advantages, ["weak", "weak", "strong", "strong"])
+    torch.testing.assert_close(scaled, torch.tensor([-1.0, 1.0, -1.0, 1.0]), atol=1e-5, rtol=0)
+    assert (normalise(advantages)[:2] < 0).all()  # together, all that the weak one did would be unlearnt
+
+
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss"),
     [(1.5, 1.0, -1.2), (1.1, 1.0, -1.1), (0.5, -1.0, 0.8), (0.5, 1.0, -0.5), (1.5, -1.0, 1.5)],

@@ -132,6 +132,14 @@ def test_rates_fall_where_they_shall(short: RlRecipe, tmp_path: Path) -> None:
     assert [row["lr_value"] for row in rows] == pytest.approx([1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
 
 
+def test_the_value_may_learn_first(short: RlRecipe, tmp_path: Path) -> None:
+    train_rl(replace(short, ppo=replace(short.ppo, value_first=2)), tmp_path, tmp_path / "checkpoint", worlds=WORLDS)
+    rows = list(read_rows(tmp_path / rl.LOG, lambda row: row["step"]))
+    assert [row["lr_decoder"] for row in rows] == [0.0, 0.0, 1e-4]
+    assert all(row["lr_value"] == 1e-2 for row in rows)
+    assert [row["kl"] > 1e-9 for row in rows] == [False, False, True]
+
+
 def test_with_evaluations_the_best_weights_are_kept(
     short: RlRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
