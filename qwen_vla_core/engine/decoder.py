@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as functional
 
 from qwen_vla_core.engine.ops import KeyValues, Rotary, TorchOps, Valid
-from qwen_vla_core.engine.qwen3_5 import join
+from qwen_vla_core.engine.qwen import join
 from qwen_vla_core.model.action_decoder import ActionDecoder, Block, sinusoid
 
 

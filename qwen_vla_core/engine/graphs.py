@@ -102,12 +102,13 @@ class Slot:
 class Captured:
     """Runs a network through graphs, one pair per bucket, the least recently used dropped first."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, compile: bool = False) -> None:
         """
         Args:
             network: on its device.
+            compile: torch.compile what is recorded.
         """
-        self.network = network
+        self.network, self._compile = network, compile
         self.device = network.policy.device
         self._slots: OrderedDict[Bucket, Slot] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
@@ -119,9 +120,7 @@ class Captured:
         if self.network.fast is None:
             return self.network.prefill(slot.arrangement, slot.pictures, slot.state)
         if slot.prefill is None:
-            slot.prefill = Recorded(
-                lambda: self.network.prefill(slot.arrangement, slot.pictures, slot.state), self.device, self._pool
-            )
+            slot.prefill = self._record(lambda: self.network.prefill(slot.arrangement, slot.pictures, slot.state))
         prefix: Prefix = slot.prefill()
         return prefix
 
@@ -133,11 +132,16 @@ class Captured:
             return self.network.integrate(slot.arrangement, prefix, slot.noise, steps)
         if steps not in slot.integrate:
             self.network.warm(slot.arrangement, steps)
-            slot.integrate[steps] = Recorded(
-                lambda: self.network.integrate(slot.arrangement, prefix, slot.noise, steps), self.device, self._pool
+            slot.integrate[steps] = self._record(
+                lambda: self.network.integrate(slot.arrangement, prefix, slot.noise, steps)
             )
         chunk: torch.Tensor = slot.integrate[steps]()
         return chunk
+
+    def _record(self, function: Callable[[], Any]) -> Recorded:
+        # The tensors a function closes over are the bucket's own, so it is compiled once per bucket.
+        made = torch.compile(function, dynamic=False) if self._compile else function
+        return Recorded(made, self.device, self._pool)
 
     def _slot(self, packed: Packed) -> Slot:
         bucket = packed.arrangement.bucket

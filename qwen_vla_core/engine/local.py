@@ -61,21 +61,20 @@ class LocalEngine:
         Args:
             policy: in evaluation mode, on its device; its projections are joined in place, its answers stay the same.
             steps: Euler steps; None: the checkpoint's. May be changed between calls.
-            compile: torch.compile the network per prompt bucket: the first answer in a bucket takes half a minute.
-            graphs: capture CUDA graphs; None: on CUDA.
+            compile: torch.compile the network once per bucket: the first answer in each takes one to two minutes.
+            graphs: static buffers and, on CUDA, graphs captured over them; None: on CUDA.
             kernels: the project's CUDA kernels between the matrix products; None: on CUDA in half precision.
         """
         self.policy = policy
         self.steps = steps
         on_cuda = policy.device.type == "cuda"
-        use_graphs = on_cuda if graphs is None else graphs
+        recorded = compile or (on_cuda if graphs is None else graphs)
         half = policy.decoder.context_in.weight.dtype in (torch.bfloat16, torch.float16)
         self.network = Network(policy, make_ops(on_cuda and half if kernels is None else kernels))
         self.network.tune(max((robot.control.horizon for robot in policy.embodiments.values()), default=1))
-        self._captured = Captured(self.network) if use_graphs else None
-        self._prefill, self._integrate = self.network.prefill, self.network.integrate
+        self._captured = Captured(self.network, compile) if recorded else None
         self._prepare = Preparer(policy)
-        self._pack = Packer(policy, self.network.text_rotary, fixed=use_graphs or compile)
+        self._pack = Packer(policy, self.network.text_rotary, fixed=recorded)
 
     def predict(self, requests: Sequence[Request]) -> list[Prediction]:
         """One prediction per request, in order.
@@ -131,7 +130,7 @@ class LocalEngine:
         device = self.policy.device
         pictures = tuple(group.to(device) for group in packed.pictures)
         state = None if packed.state is None else packed.state.to(device)
-        return self._prefill(packed.arrangement, pictures, state)
+        return self.network.prefill(packed.arrangement, pictures, state)
 
     def _sample(self, packed: Packed, prefix: Prefix, noise_bhk: torch.Tensor) -> torch.Tensor:
         """The Euler loop: noise → normalised chunks (B, H, K).
@@ -142,7 +141,7 @@ class LocalEngine:
         steps = self.policy.config.flow.steps if self.steps is None else self.steps
         if self._captured is not None:
             return self._captured.integrate(packed, prefix, noise_bhk, steps)
-        return self._integrate(packed.arrangement, prefix, noise_bhk.to(self.policy.device), steps)
+        return self.network.integrate(packed.arrangement, prefix, noise_bhk.to(self.policy.device), steps)
 
     def _noise(self, requests: Sequence[Request], packed: Packed) -> torch.Tensor:
         """(B, H, K) float32 on the CPU; what a request brings, else drawn."""

@@ -10,7 +10,7 @@ import torch
 from qwen_vla_core.engine.buckets import Arrangement
 from qwen_vla_core.engine.decoder import FastDecoder
 from qwen_vla_core.engine.ops import KeyValues, Rotary, TorchOps
-from qwen_vla_core.engine.qwen3_5 import FastQwen35
+from qwen_vla_core.engine.qwen import FastQwen
 from qwen_vla_core.model.action_decoder import Context
 from qwen_vla_core.model.policy import QwenVLA
 
@@ -51,13 +51,13 @@ class Network:
     def __init__(self, policy: QwenVLA, ops: TorchOps) -> None:
         """
         Args:
-            policy: in evaluation mode, on its device. Its projections are joined in place (``qwen3_5.join``).
+            policy: in evaluation mode, on its device. Its projections are joined in place (``qwen.join``).
             ops: torch or CUDA kernels.
         """
         self.policy, self.ops, self.fast = policy, ops, None
         with torch.inference_mode(False), torch.no_grad():  # the policy keeps its weights and may be differentiated
-            if FastQwen35.supports(policy.backbone):
-                self.fast = FastQwen35(policy.backbone, policy.processor.image, ops)
+            if FastQwen.supports(policy.backbone):
+                self.fast = FastQwen(policy.backbone, policy.processor.image, ops)
             self.decoder = FastDecoder(policy.decoder, ops)
         self.cached = policy.config.decoder.context == "cached"
 
@@ -122,9 +122,9 @@ class Network:
             self.fast.see(group, self.fast.grid((group.shape[1] // patch, group.shape[2] // patch)))
             for group in pictures
         ]
-        tokens = torch.cat(seen) if seen else None
+        together = tuple(torch.cat(parts) for parts in zip(*seen, strict=True))
         slots = torch.cat(arrangement.slots) if seen else arrangement.ids.new_empty(0)
-        return self.fast.read(arrangement.ids, tokens, slots, arrangement.text_rotary)
+        return self.fast.read(arrangement.ids, together, slots, arrangement.text_rotary)
 
     def _hidden_of_class(self, arrangement: Arrangement, pictures: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """By transformers' own forward, which wants the pictures in the order of their tokens."""

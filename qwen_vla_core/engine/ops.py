@@ -217,35 +217,40 @@ class TorchOps:
     def text_attention(
         self,
         projected: torch.Tensor,
-        query_norm: torch.Tensor,
-        key_norm: torch.Tensor,
+        norms: tuple[torch.Tensor, torch.Tensor],
         rotary: Rotary,
         heads: int,
         groups: int,
         epsilon: float,
+        gated: bool,
     ) -> torch.Tensor:
-        """Qwen3.5's gated causal attention between its projections.
+        """The backbone's causal attention between its projections.
 
         Args:
-            projected: (B, L, (2 heads + 2 groups) d): per head a query and its gate; keys; values.
-            query_norm: (d,) float32, with the 1.
-            key_norm: (d,) float32, with the 1.
+            projected: (B, L, (heads or, gated, 2 heads, + 2 groups) d): per head a query and perhaps its gate; keys;
+                values.
+            norms: of queries and of keys, (d,) float32.
             rotary: cos and sin, (B, L, 1, r) with r ≤ d.
             heads: of queries.
             groups: of keys and values.
             epsilon: of the norms.
+            gated: whether the answer is multiplied by a sigmoid of the gates (Qwen3.5).
 
         Returns:
             (B, L, heads · d).
         """
-        width = query_norm.shape[0]
-        both, keys, values = projected.split((2 * heads * width, groups * width, groups * width), -1)
-        query, gate = both.unflatten(-1, (heads, 2, width)).unbind(-2)
-        query = functional.rms_norm(query.float(), (width,), query_norm, epsilon).to(projected.dtype)
-        key = functional.rms_norm(keys.unflatten(-1, (groups, width)).float(), (width,), key_norm, epsilon)
+        width = norms[0].shape[0]
+        sizes = ((2 if gated else 1) * heads * width, groups * width, groups * width)
+        first, keys, values = projected.split(sizes, -1)
+        query = first.unflatten(-1, (heads, -1))
+        gate = None
+        if gated:
+            query, gate = query.chunk(2, -1)
+        query = functional.rms_norm(query.float(), (width,), norms[0], epsilon).to(projected.dtype)
+        key = functional.rms_norm(keys.unflatten(-1, (groups, width)).float(), (width,), norms[1], epsilon)
         query, key = rotate(query, rotary), rotate(key.to(projected.dtype), rotary)
-        value = values.unflatten(-1, (groups, width))
-        return self.causal(query, key, value).flatten(2) * gate.flatten(2).sigmoid()
+        seen = self.causal(query, key, values.unflatten(-1, (groups, width))).flatten(2)
+        return seen if gate is None else seen * gate.flatten(2).sigmoid()
 
     @staticmethod
     def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -269,9 +274,10 @@ class TorchOps:
         Returns:
             (pictures, patches, heads · d).
         """
-        query, key, value = projected.unflatten(-1, (3, heads, -1)).unbind(2)
-        query = rotate(query.float(), rotary).to(projected.dtype).transpose(1, 2)
-        key = rotate(key.float(), rotary).to(projected.dtype).transpose(1, 2)
+        split = projected.unflatten(-1, (3, heads, -1))
+        query, key = rotate(split[:, :, :2].float(), (rotary[0][:, None], rotary[1][:, None])).unbind(2)
+        query, key = (x.to(projected.dtype).transpose(1, 2) for x in (query, key))
+        value = split[:, :, 2]
         out = functional.scaled_dot_product_attention(query, key, value.transpose(1, 2))
         return out.transpose(1, 2).flatten(2)
 
@@ -289,10 +295,11 @@ class TorchOps:
         Returns:
             (B, heads, C, d) queries, and as many keys and values.
         """
-        query, key, value = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        width = query.shape[-1]
-        query = rotate(functional.rms_norm(query, (width,), norms[0], 1e-6), rotary)
-        key = rotate(functional.rms_norm(key, (width,), norms[1], 1e-6), rotary)
+        both = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        width = both.shape[-1]
+        weights = torch.stack(norms)[:, None, None, None]
+        query, key = rotate(functional.rms_norm(both[:2], (width,), None, 1e-6) * weights, rotary).unbind(0)
+        value = both[2]
         return query, (key, value)
 
     def context_attention(self, query: torch.Tensor, keys: KeyValues, valid: Valid) -> torch.Tensor:

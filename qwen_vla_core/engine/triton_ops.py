@@ -117,6 +117,8 @@ class TritonOps(TorchOps):
         return self._norm(x, y, gate, scale, shift, epsilon, True)
 
     def linear_gelu(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        if x.device.type != "cuda":  # there the fused form is the exact one, not tanh
+            return super().linear_gelu(x, weight, bias)
         flat = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
         return flat.view(*x.shape[:-1], -1)
 
@@ -198,22 +200,23 @@ class TritonOps(TorchOps):
     def text_attention(
         self,
         projected: torch.Tensor,
-        query_norm: torch.Tensor,
-        key_norm: torch.Tensor,
+        norms: tuple[torch.Tensor, torch.Tensor],
         rotary: Rotary,
         heads: int,
         groups: int,
         epsilon: float,
+        gated: bool,
     ) -> torch.Tensor:
         batch, length, stride = projected.shape
-        width = query_norm.shape[0]
+        width = norms[0].shape[0]
         if not _fits(width, rotary[0].shape[-1]):
-            return super().text_attention(projected, query_norm, key_norm, rotary, heads, groups, epsilon)
+            return super().text_attention(projected, norms, rotary, heads, groups, epsilon, gated)
         key, value = (projected.new_empty(batch, heads, length, width) for _ in range(2))
-        norms = (query_norm, key_norm)
-        query = self._split(projected, norms, rotary, heads, groups, width, True, (key, value), epsilon=epsilon)
+        query = self._split(projected, norms, rotary, heads, groups, width, gated, (key, value), epsilon=epsilon)
         seen = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         seen = seen.transpose(1, 2).contiguous()
+        if not gated:
+            return seen.flatten(2)
         out = torch.empty_like(seen)
         kernels.sigmoid_product[(batch * length, heads)](
             seen, projected, out, stride, HEADS=heads, D=width, num_warps=1

@@ -1,4 +1,4 @@
-"""The forward pass of a Qwen3.5 model with fixed shapes: the same weights and answers as transformers' class.
+"""The forward pass of Qwen3.5 and Qwen3-VL with fixed shapes: weights and answers of transformers' classes.
 
 transformers' own forward asks the device for numbers (picture grids, mask checks, placeholder counts), so it cannot be
 captured in a CUDA graph, and small models spend most of their time in its bookkeeping. Here everything that depends on
@@ -58,13 +58,13 @@ class VisionGrid:
     rotary: Rotary
 
 
-class FastQwen35:
+class FastQwen:
     """Pictures and token ids → last hidden states, without asking the device anything."""
 
     def __init__(self, backbone: Backbone, image: ImageConfig, ops: TorchOps) -> None:
         """
         Args:
-            backbone: a ``qwen3_5`` model on its device; its parameters are joined in place.
+            backbone: a ``qwen3_5`` or ``qwen3_vl`` model on its device; its parameters are joined in place.
             image: the processor's picture settings.
             ops: torch or CUDA kernels.
         """
@@ -72,6 +72,8 @@ class FastQwen35:
         model: Any = backbone.model.model
         self.visual, text = model.visual, model.language_model
         config = text.config
+        self._one = 1.0 if backbone.config.model_type == "qwen3_5" else 0.0  # Qwen3.5's norms store weight − 1
+        self.gated = backbone.config.model_type == "qwen3_5"
         self.epsilon, self.heads, self.groups = (
             config.rms_norm_eps,
             config.num_attention_heads,
@@ -79,7 +81,7 @@ class FastQwen35:
         )
         self.embedding: torch.Tensor = text.embed_tokens.weight
         self.layers = [self._layer(layer) for layer in text.layers]
-        self.final_norm = 1.0 + text.norm.weight.data.float()
+        self.final_norm = self._one + text.norm.weight.data.float()
         self._patch_weight, self._patch_bias = self._patch_embedding()
         self._text_rotary = text.rotary_emb
         self._grids: dict[Grid, VisionGrid] = {}
@@ -88,7 +90,7 @@ class FastQwen35:
     def supports(backbone: Backbone) -> bool:
         """Whether this forward pass is that of ``backbone``'s class and configuration."""
         config: Any = backbone.config
-        if config.model_type != "qwen3_5":
+        if config.model_type not in ("qwen3_5", "qwen3_vl"):
             return False
         text = config.get_text_config()
         tower = config.vision_config
@@ -96,7 +98,7 @@ class FastQwen35:
 
     def _layer(self, layer: Any) -> TextLayer:
         norms = tuple(
-            1.0 + norm.weight.data.float() for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+            self._one + norm.weight.data.float() for norm in (layer.input_layernorm, layer.post_attention_layernorm)
         )
         delta, head_norms = None, None
         if hasattr(layer, "linear_attn"):
@@ -118,7 +120,7 @@ class FastQwen35:
             net = layer.self_attn
             mixer_in = join([net.q_proj, net.k_proj, net.v_proj])
             mixer_out = net.o_proj.weight.data
-            head_norms = (1.0 + net.q_norm.weight.data.float(), 1.0 + net.k_norm.weight.data.float())
+            head_norms = (self._one + net.q_norm.weight.data.float(), self._one + net.k_norm.weight.data.float())
         up = join([layer.mlp.gate_proj, layer.mlp.up_proj])
         return TextLayer(
             (norms[0], norms[1]), mixer_in, mixer_out, delta, head_norms, up, layer.mlp.down_proj.weight.data
@@ -185,13 +187,18 @@ class FastQwen35:
         blocks = blocks.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(count, rows * columns, -1)
         return blocks.to(self._patch_weight.dtype) - 128.0
 
-    def see(self, pictures_nhwc: torch.Tensor, grid: VisionGrid) -> torch.Tensor:
-        """Pictures of one size → their tokens, (N · tokens, hidden)."""
+    def see(self, pictures_nhwc: torch.Tensor, grid: VisionGrid) -> tuple[torch.Tensor, ...]:
+        """Pictures of one size → their tokens, (N · tokens, hidden).
+
+        Qwen3-VL adds more such tensors, of blocks in between: they are added to the pictures' tokens after the first
+        text layers.
+        """
         ops = self.ops
-        heads = self.visual.config.num_heads
+        heads, deep = self.visual.config.num_heads, []
+        marked = list(getattr(self.visual, "deepstack_visual_indexes", ()))
         x = ops.linear(self.patches(pictures_nhwc), self._patch_weight) + grid.start
         y: torch.Tensor | None = None
-        for block in self.visual.blocks:
+        for index, block in enumerate(self.visual.blocks):
             x, normed = ops.add_layer_norm(x, y, None, block.norm1.weight, block.norm1.bias, block.norm1.eps)
             attention = block.attn
             seen = ops.image_attention(ops.linear(normed, attention.qkv.weight, attention.qkv.bias), grid.rotary, heads)
@@ -200,14 +207,23 @@ class FastQwen35:
             mlp = block.mlp
             hidden = ops.linear_gelu(normed, mlp.linear_fc1.weight, mlp.linear_fc1.bias)
             y = ops.linear(hidden, mlp.linear_fc2.weight, mlp.linear_fc2.bias)
-        merger = self.visual.merger
-        _, normed = ops.add_layer_norm(x, y, None, merger.norm.weight, merger.norm.bias, merger.norm.eps)
+            if index in marked:
+                deep.append(self._merge(x + y, self.visual.deepstack_merger_list[marked.index(index)]))
+        assert y is not None
+        return (self._merge(x + y, self.visual.merger), *deep)
+
+    def _merge(self, x: torch.Tensor, merger: Any) -> torch.Tensor:
+        """The patches of each token side by side, normed before or after, through two layers."""
+        ops, norm = self.ops, merger.norm
+        if merger.use_postshuffle_norm:
+            x = x.reshape(-1, merger.hidden_size)
+        _, normed = ops.add_layer_norm(x, None, None, norm.weight, norm.bias, norm.eps)
         merged = normed.reshape(-1, merger.hidden_size)
         hidden = merger.act_fn(ops.linear(merged, merger.linear_fc1.weight, merger.linear_fc1.bias))
         return ops.linear(hidden, merger.linear_fc2.weight, merger.linear_fc2.bias)
 
     def read(
-        self, ids_bl: torch.Tensor, tokens: torch.Tensor | None, slots: torch.Tensor, rotary: Rotary
+        self, ids_bl: torch.Tensor, seen: tuple[torch.Tensor, ...], slots: torch.Tensor, rotary: Rotary
     ) -> torch.Tensor:
         """Token ids and picture tokens → last hidden states (B, L, D), after the final norm.
 
@@ -215,23 +231,27 @@ class FastQwen35:
 
         Args:
             ids_bl: (B, L) long.
-            tokens: (n, D) of all pictures, or None.
+            seen: from ``see``, (n, D) each, of all pictures; empty without pictures.
             slots: (n,) long, where they go in the flattened (B · L).
             rotary: from ``text_rotary``.
         """
         ops = self.ops
         x = functional.embedding(ids_bl, self.embedding)
-        if tokens is not None:
-            x = x.flatten(0, 1).index_copy(0, slots, tokens.to(x.dtype)).view_as(x)
+        if seen:
+            x = x.flatten(0, 1).index_copy(0, slots, seen[0].to(x.dtype)).view_as(x)
         y: torch.Tensor | None = None
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             x, normed = ops.add_rms_norm(x, y, layer.norms[0], self.epsilon)
             projected = ops.linear(normed, layer.mixer_in)
             if layer.delta is not None:
                 mixed = ops.delta_net(projected, layer.delta)
             else:
                 assert layer.head_norms is not None
-                mixed = ops.text_attention(projected, *layer.head_norms, rotary, self.heads, self.groups, self.epsilon)
+                mixed = ops.text_attention(
+                    projected, layer.head_norms, rotary, self.heads, self.groups, self.epsilon, self.gated
+                )
             x, normed = ops.add_rms_norm(x, ops.linear(mixed, layer.mixer_out), layer.norms[1], self.epsilon)
             y = ops.linear(ops.silu_product(ops.linear(normed, layer.up)), layer.down)
+            if 0 < index + 1 < len(seen):
+                x, y = (x + y).flatten(0, 1).index_add(0, slots, seen[index + 1].to(x.dtype)).view_as(x), None
         return ops.add_rms_norm(x, y, self.final_norm, self.epsilon)[1]
