@@ -27,9 +27,12 @@ def main() -> int:
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: CUDA where there is one"
     )
-    parser.add_argument("--checkpoint", default="generalist", help="CPU: shipped name or folder (default: generalist)")
+    parser.add_argument(
+        "--checkpoint", default="generalist", help="CPU: shipped name, folder, or tiny (default: generalist)"
+    )
     parser.add_argument("--embodiment", default="aloha", help="CPU: one of the checkpoint's robots (default: aloha)")
     parser.add_argument("--repeats", type=int, default=30, help="timed calls per figure (default: 30)")
+    parser.add_argument("--compile", action="store_true", help="CPU: also with torch.compile (minutes)")
     parser.add_argument("--profile", action="store_true", help="CUDA: also the time of each kernel")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE")
     args = parser.parse_args()
@@ -47,7 +50,7 @@ def main() -> int:
     else:
         import engine_cpu
 
-        report = engine_cpu.measure(args.checkpoint, args.embodiment, args.repeats, say)
+        report = engine_cpu.measure(args.checkpoint, args.embodiment, args.repeats, args.compile, say)
     if quiet:
         print(json.dumps(report, indent=2))
     elif args.json:

@@ -25,7 +25,7 @@ class BlockWeights:
     out: torch.Tensor
     up: torch.Tensor  # gate and up
     down: torch.Tensor
-    norms: tuple[torch.Tensor, torch.Tensor]
+    norms: torch.Tensor  # of queries and keys, (2, head_dim)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class FastDecoder:
             block.out.weight.data,
             join([block.ffn.gate, block.ffn.up]),
             block.ffn.down.weight.data,
-            (block.query_norm.data, block.key_norm.data),
+            torch.stack((block.query_norm.data, block.key_norm.data)),
         )
 
     @property

@@ -12,19 +12,19 @@ import torch
 
 from qwen_vla_core.engine.buckets import Arrangement, Bucket, Packed
 from qwen_vla_core.engine.network import Network, Prefix
-from qwen_vla_core.engine.ops import TorchOps
+from qwen_vla_core.engine.ops import PackedOps, TorchOps
 
 KEPT_BUCKETS = 16
 WARM_UPS = 2  # calls before a capture: libraries choose their kernels, kernels are compiled
 
 
-def make_ops(kernels: bool) -> TorchOps:
-    """The project's CUDA kernels, or plain torch."""
-    if not kernels:
-        return TorchOps()
-    from qwen_vla_core.engine.triton_ops import TritonOps
+def make_ops(kernels: bool, packed: bool) -> TorchOps:
+    """The project's CUDA kernels, or torch with or without packed weights."""
+    if kernels:
+        from qwen_vla_core.engine.triton_ops import TritonOps
 
-    return TritonOps()
+        return TritonOps()
+    return PackedOps() if packed and PackedOps.available() else TorchOps()
 
 
 def copy_into(target: Any, source: Any) -> None:

@@ -40,7 +40,7 @@ class TextLayer:
     mixer_in: torch.Tensor
     mixer_out: torch.Tensor
     delta: DeltaLayer | None
-    head_norms: tuple[torch.Tensor, torch.Tensor] | None
+    head_norms: torch.Tensor | None  # of queries and keys, (2, d) float32 with the 1
     up: torch.Tensor  # gate and up
     down: torch.Tensor
 
@@ -120,7 +120,7 @@ class FastQwen:
             net = layer.self_attn
             mixer_in = join([net.q_proj, net.k_proj, net.v_proj])
             mixer_out = net.o_proj.weight.data
-            head_norms = (self._one + net.q_norm.weight.data.float(), self._one + net.k_norm.weight.data.float())
+            head_norms = self._one + torch.stack((net.q_norm.weight.data, net.k_norm.weight.data)).float()
         up = join([layer.mlp.gate_proj, layer.mlp.up_proj])
         return TextLayer(
             (norms[0], norms[1]), mixer_in, mixer_out, delta, head_norms, up, layer.mlp.down_proj.weight.data

@@ -170,7 +170,7 @@ class TritonOps(TorchOps):
     @staticmethod
     def _split(
         x: torch.Tensor,
-        norms: tuple[torch.Tensor, torch.Tensor] | None,
+        norms: torch.Tensor | None,
         rotary: Rotary,
         heads: int,
         groups: int,
@@ -200,7 +200,7 @@ class TritonOps(TorchOps):
     def text_attention(
         self,
         projected: torch.Tensor,
-        norms: tuple[torch.Tensor, torch.Tensor],
+        norms: torch.Tensor,
         rotary: Rotary,
         heads: int,
         groups: int,
@@ -234,7 +234,7 @@ class TritonOps(TorchOps):
         return out.transpose(1, 2).flatten(2)
 
     def context_heads(
-        self, projected: torch.Tensor, norms: KeyValues, rotary: Rotary, heads: int
+        self, projected: torch.Tensor, norms: torch.Tensor, rotary: Rotary, heads: int
     ) -> tuple[torch.Tensor, KeyValues]:
         batch, length, stride = projected.shape
         width = stride // (3 * heads)
@@ -257,7 +257,7 @@ class TritonOps(TorchOps):
         return out
 
     def action_attention(
-        self, projected: torch.Tensor, norms: KeyValues, rotary: Rotary, heads: int, context: KeyValues, valid: Valid
+        self, projected: torch.Tensor, norms: torch.Tensor, rotary: Rotary, heads: int, context: KeyValues, valid: Valid
     ) -> torch.Tensor:
         batch, tokens, stride = projected.shape
         width = stride // (3 * heads)
@@ -323,7 +323,8 @@ class TritonOps(TorchOps):
                 except Exception as error:  # a plan that this chip has no room for
                     logger.debug("%s %s: %s", kind, plan, error)
         if found:
-            self.plans[(kind, *weights[0].shape)] = min(found, key=lambda plan: found[plan])
+            key = (kind, *weights[0].shape)
+            self.plans[key] = min(found, key=lambda plan: found[plan])
         return found
 
     def _time(

@@ -71,7 +71,7 @@ def test_the_delta_rule(length: int, alike: bool, monkeypatch: pytest.MonkeyPatc
 def test_attention_of_text_and_of_pictures(gated: bool) -> None:
     heads, groups, width = 4, 2, 32
     projected = torch.randn(2, 20, ((2 if gated else 1) * heads + 2 * groups) * width)
-    norms = (torch.randn(width), torch.randn(width))
+    norms = torch.randn(2, width)
     given = (norms, angles(2, 20, 1, 16), heads, groups, 1e-6, gated)
     close(KERNELS.text_attention(projected, *given), PLAIN.text_attention(projected, *given))
     projected, rotary = torch.randn(2, 24, 3 * heads * width), angles(24, 1, width)
@@ -85,7 +85,7 @@ def test_attention_of_the_decoder_leaves_padding_out() -> None:
     shown = (slots < lengths[:, :1]) | (slots >= prompt)
     every = torch.cat((shown, torch.arange(horizon) < lengths[:, 1:]), 1)
     valid = Valid(shown[:, None, None], every[:, None, None], lengths, prompt, horizon)
-    norms = (torch.randn(width), torch.randn(width))
+    norms = torch.randn(2, width)
     projected = torch.randn(2, prompt + 1, 3 * heads * width)
     rotary = angles(2, 1, prompt + 1, width)
     query, keys = PLAIN.context_heads(projected, norms, rotary, heads)
