@@ -149,16 +149,21 @@ def shrink(policy: QwenVLA, picture: np.ndarray) -> torch.Tensor:
     height, width = picture.shape[:2]
     target = settings.target_size(height, width)
     if target == (height, width):
-        return torch.from_numpy(picture)
+        return _tensor(picture)
     if settings.resample == AREA:
         if height % target[0] == 0 and width % target[1] == 0:
             return torch.from_numpy(whole_cells(picture, height // target[0], width // target[1]))
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+        pixels = _tensor(picture).permute(2, 0, 1)[None].float()
         reduced = functional.interpolate(pixels, target, mode="area").round()
         return reduced[0].permute(1, 2, 0).to(torch.uint8)
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
+    pixels = _tensor(picture).permute(2, 0, 1)[None].contiguous()
     resized = functional.interpolate(pixels, target, mode="bicubic", antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).contiguous()
+
+
+def _tensor(picture: np.ndarray) -> torch.Tensor:
+    """Without a copy where that is allowed: pictures in a message's memory are read-only."""
+    return torch.from_numpy(picture if picture.flags.writeable else picture.copy())
 
 
 def whole_cells(picture: np.ndarray, down: int, across: int) -> np.ndarray:

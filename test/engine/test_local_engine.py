@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,8 +181,11 @@ def test_seconds_add_up_to_the_call(policy: QwenVLA) -> None:
 def test_pictures_are_reduced_as_the_processor_reduces_them(policy: QwenVLA, size: tuple[int, int]) -> None:
     """Whole cells by sums of bytes, other sizes by torch; both give the grey levels of the reference."""
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    small = shrink(policy, picture)
-    patches, _ = policy.processor.patchify(torch.from_numpy(picture)[None])
+    picture.setflags(write=False)  # as in a message's memory
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = shrink(policy, picture)
+    patches, _ = policy.processor.patchify(torch.from_numpy(picture.copy())[None])
     as_it_is = dataclasses.replace(policy.processor.image, min_pixels=1, max_pixels=2**30)
     again, _ = Processor(policy.processor.tokenizer, as_it_is).patchify(small[None])
     assert torch.equal(patches, again)
