@@ -108,6 +108,7 @@ setup(
             "controller_node = qwen_vla_ros.controller_node:main",
             "recorder_node = qwen_vla_ros.recorder_node:main",
             "sim_node = qwen_vla_ros.sim_node:main",
+            "mock_node = qwen_vla_ros.mock_node:main",
         ],
     },
 )

@@ -11,7 +11,7 @@ from qwen_vla_core.errors import UserError
 
 # command → (module with `add_arguments(parser)` and `run(args) -> int`, one-line help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "embodiment": ("qwen_vla_core.commands.embodiment", "show, check or describe an embodiment YAML"),
+    "embodiment": ("qwen_vla_core.commands.embodiment", "show, check, draft or try an embodiment YAML"),
     "model": ("qwen_vla_core.commands.model", "print a preset or a checkpoint, part by part"),
     "sim": ("qwen_vla_core.commands.sim", "run the scripted expert, write demonstrations, render a picture"),
     "data": ("qwen_vla_core.commands.data", "convert, check, clean, mix and make training data"),

@@ -55,7 +55,7 @@ def build_graph(
     instruction: str = "",
     strategy: str = DEFAULT_STRATEGY,
     namespace: str = "",
-    sim: bool = True,
+    sim: bool | None = None,
     record: bool = True,
     use_sim_time: bool = False,
     autostart: bool = True,
@@ -69,6 +69,8 @@ def build_graph(
     server: str = "",
     server_token_file: str = "",
     server_ca_file: str = "",
+    mock: bool = False,
+    policy: bool = True,
 ) -> list[NodeSpec]:
     """The nodes of one robot, in start order.
 
@@ -78,7 +80,7 @@ def build_graph(
         instruction: what to do; in simulation an empty one lets the world choose for every episode.
         strategy: how chunks follow each other, of policy and controller (``runtime.continuity``).
         namespace: ROS namespace of all nodes (topics in the YAML that start with "/" stay where they are).
-        sim: a simulated robot takes the place of the drivers.
+        sim: a simulated robot takes the place of the drivers; None: unless the mock does.
         record: one MCAP bag per episode, below ``run_dir``.
         use_sim_time: all nodes follow /clock; in simulation the simulator then publishes it.
         autostart: the policy configures and activates itself; otherwise use ``ros2 lifecycle``.
@@ -93,13 +95,23 @@ def build_graph(
         server: address of a policy server that is asked instead of a checkpoint, e.g. ``ws://gpu:8000``.
         server_token_file: file with its token.
         server_ca_file: certificate to trust for ``wss://``.
+        mock: a kinematic mock takes the place of the drivers: it works for every robot, and no episode is judged.
+        policy: start the policy; without it any other source of chunks may drive.
 
     Raises:
         UserError: The YAML is wrong, the robot has no simulation, or a flag has an impossible value.
     """
     robot = load_embodiment(embodiment)
+    sim = not mock if sim is None else sim
+    if sim and mock:
+        raise UserError("sim and mock both stand in for the robot: choose sim:=true (--sim) or mock:=true (--mock)")
     if sim and robot.simulation is None:
-        raise UserError(f"embodiment '{robot.name}' has no simulation section: start it with sim:=false (--no-sim)")
+        raise UserError(
+            f"embodiment '{robot.name}' has no simulation section: start it with mock:=true (--mock), "
+            "which needs none, or on the robot with sim:=false (--no-sim)"
+        )
+    if sim and not policy:
+        raise UserError("the simulator's episodes wait for a policy: use mock:=true (--mock) where another node drives")
     if episodes and not sim:
         raise UserError(
             "episodes need the simulator: on a robot, end episodes with the episode_success/failure services"
@@ -135,19 +147,22 @@ def build_graph(
         )
 
     # In simulation the simulator starts every episode: it resets the world, then gives the instruction.
-    controller: dict[str, Value] = {"simulated": sim, "autostart": autostart, "start_on_activate": not sim}
+    controller: dict[str, Value] = {"simulated": sim or mock, "autostart": autostart, "start_on_activate": not sim}
     nodes = [node("controller_node", 3, {**controller, "strategy": strategy})]
     if record:
-        recorder: dict[str, Value] = {"run_dir": run_dir, "checkpoint": server or checkpoint, "simulated": sim}
+        recorder: dict[str, Value] = {"run_dir": run_dir, "checkpoint": server or checkpoint, "simulated": sim or mock}
         nodes.append(node("recorder_node", 2, {**recorder, "instruction": "" if sim else instruction}))
-    policy: dict[str, Value] = {"checkpoint": checkpoint}
+    asked: dict[str, Value] = {"checkpoint": checkpoint}
     if server:
-        policy = {"server": server, "server_token_file": server_token_file, "server_ca_file": server_ca_file}
+        asked = {"server": server, "server_token_file": server_token_file, "server_ca_file": server_ca_file}
     if sim:
-        policy["frozen_after_s"] = 0.0  # a simulated camera has no noise: a still scene is the same picture again
+        asked["frozen_after_s"] = 0.0  # a simulated camera has no noise: a still scene is the same picture again
     else:
-        policy["instruction"] = instruction
-    nodes.append(node("policy_node", 0, {**policy, "strategy": strategy, "autostart": autostart}))
+        asked["instruction"] = instruction
+    if policy:
+        nodes.append(node("policy_node", 0, {**asked, "strategy": strategy, "autostart": autostart}))
+    if mock:
+        nodes.append(node("mock_node", 1, {}))
     if sim:
         summary = str(Path(run_dir) / "summary.json") if run_dir else ""
         parameters: dict[str, Value] = {

@@ -15,17 +15,17 @@ from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES
 from qwen_vla_ros.bringup import LOG_LEVELS, NodeSpec, build_graph, next_run_dir
 
 BOOLEANS = ["true", "false"]
-FLAGS = ("use_sim_time", "sim", "record", "autostart")
+FLAGS = ("use_sim_time", "sim", "mock", "policy", "record", "autostart")
 SERVER = ("server", "server_token_file", "server_ca_file")
 ROBOT = ("embodiment", "checkpoint", *SERVER, "instruction", "strategy")
 TEXTS = (*ROBOT, "namespace", "params_file", "log_level", "task")
 
 
-def describe(robot: str) -> LaunchDescription:
+def describe(robot: str | None = None) -> LaunchDescription:
     """The launch description of one robot.
 
     Args:
-        robot: shipped name of its embodiment, the default of the argument ``embodiment``.
+        robot: shipped name of its embodiment, the default of the argument ``embodiment``; None: the user must name it.
     """
     arguments = _arguments(robot)
 
@@ -45,7 +45,7 @@ def describe(robot: str) -> LaunchDescription:
     return LaunchDescription([*arguments, OpaqueFunction(function=start)])
 
 
-def _arguments(robot: str) -> list[DeclareLaunchArgument]:
+def _arguments(robot: str | None) -> list[DeclareLaunchArgument]:
     return [
         DeclareLaunchArgument(
             "embodiment", default_value=robot, description="Shipped name or path of the robot's YAML"
@@ -64,6 +64,8 @@ def _arguments(robot: str) -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument("namespace", default_value="", description="ROS namespace of all nodes"),
         DeclareLaunchArgument("use_sim_time", default_value="false", choices=BOOLEANS, description="Follow /clock"),
         DeclareLaunchArgument("sim", default_value="false", choices=BOOLEANS, description="Simulate the robot"),
+        DeclareLaunchArgument("mock", default_value="false", choices=BOOLEANS, description="Kinematic mock robot"),
+        DeclareLaunchArgument("policy", default_value="true", choices=BOOLEANS, description="Start the policy"),
         DeclareLaunchArgument("record", default_value="true", choices=BOOLEANS, description="Record MCAP bags"),
         DeclareLaunchArgument("autostart", default_value="true", choices=BOOLEANS, description="Activate the policy"),
         DeclareLaunchArgument("params_file", default_value="", description="ROS parameter YAML with overrides"),

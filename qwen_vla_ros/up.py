@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--instruction", default="", help="what to do; empty: the simulator chooses")
     text = f"how chunks follow each other: {', '.join(STRATEGIES)} (default: {DEFAULT_STRATEGY})"
     parser.add_argument("--strategy", default=DEFAULT_STRATEGY, metavar="NAME", help=text)
-    parser.add_argument("--sim", action=flag, default=True, help="simulate the robot")
+    parser.add_argument("--sim", action=flag, default=None, help="simulate the robot (default, unless --mock)")
+    parser.add_argument("--mock", action="store_true", help="a kinematic mock of any robot instead, with test pictures")
+    parser.add_argument("--policy", action=flag, default=True, help="start the policy; without it others send chunks")
     parser.add_argument("--record", action=flag, default=True, help="record one MCAP bag per episode")
     parser.add_argument("--rollouts", default="rollouts", metavar="DIR", help="folder of recorded runs")
     parser.add_argument("--episodes", type=int, default=0, metavar="N", help="end after N simulated episodes; 0: never")
@@ -93,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
         "strategy": args.strategy,
         "namespace": args.namespace,
         "sim": args.sim,
+        "mock": args.mock,
+        "policy": args.policy,
         "record": args.record,
         "use_sim_time": args.use_sim_time,
         "autostart": args.autostart,
@@ -103,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
         "task": args.task,
         "episode_timeout_s": args.episode_timeout,
     }
-    build_graph(**graph)  # a user's mistake is told before a run folder exists
-    run_dir = next_run_dir(args.rollouts) if args.sim or args.record else None
+    nodes = {spec.name for spec in build_graph(**graph)}  # a user's mistake is told before a run folder exists
+    run_dir = next_run_dir(args.rollouts) if nodes & {"sim_node", "recorder_node"} else None
     specs = build_graph(**graph, run_dir=str(run_dir or ""))
     stream = sys.stderr if args.json else sys.stdout
 

@@ -1,4 +1,4 @@
-"""``qwen-vla embodiment show|check|schema``: read a robot's YAML as the project reads it."""
+"""``qwen-vla embodiment show|check|new|dry-run|schema``: read, write and try a robot's YAML as the project does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from qwen_vla_core.commands.embodiment_jobs import dry_run, live, new
 from qwen_vla_core.embodiment import EmbodimentError, diagnose, load_embodiment
 from qwen_vla_core.embodiment.load import resolve_embodiment
 from qwen_vla_core.embodiment.report import describe_embodiment, embodiment_text
@@ -18,7 +19,7 @@ from qwen_vla_core.runtime.workspace import load_bounded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the three actions."""
+    """Adds every action."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="print prompt, channel table, maps, limits, topics and safety")
     show.add_argument("file", help="embodiment YAML, or a shipped name such as 'aloha'")
@@ -27,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser("check", help="validate; exit 0 when every file is good, 2 otherwise")
     check.add_argument("files", nargs="+", metavar="file", help="embodiment YAMLs or shipped names")
     check.add_argument("--json", action="store_true", help="print JSON")
+    live.add_arguments(check)
+    new.add_arguments(actions.add_parser("new", help="draft a commented YAML from a URDF and the running graph"))
+    text = "play a still and a small moving plan through the control loop and its limits; draw it"
+    dry_run.add_arguments(actions.add_parser("dry-run", help=text, description=text))
     schema = actions.add_parser("schema", help="print the JSON Schema for editors")
     schema.add_argument("--output", metavar="FILE", help="write there instead of printing")
     schema.add_argument("--markdown", action="store_true", help="the key tables of docs/embodiment.md instead")
@@ -34,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the chosen action."""
-    return {"show": _show, "check": _check, "schema": _schema}[args.action](args)
+    jobs = {"show": _show, "check": _check, "new": new.run, "dry-run": dry_run.run, "schema": _schema}
+    return jobs[args.action](args)
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -48,6 +54,8 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    if args.live:
+        return live.run(args, _check_one)
     results = [_check_one(name) for name in args.files]
     if args.json:
         print(json.dumps(results, indent=2, ensure_ascii=False))

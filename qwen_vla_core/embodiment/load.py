@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+
+import yaml
 
 from qwen_vla_core.embodiment.check import find_problems
 from qwen_vla_core.embodiment.errors import EmbodimentError, did_you_mean
 from qwen_vla_core.embodiment.parse import NodeParser
 from qwen_vla_core.embodiment.spec import Embodiment
-from qwen_vla_core.embodiment.yamlpos import compose, read_text
+from qwen_vla_core.embodiment.yamlpos import compose, line_of, read_text
 from qwen_vla_core.resources import resource_dir
 
 SUFFIXES = (".yaml", ".yml")
+PLACEHOLDER = "TODO"  # what a draft writes where a person must know better
 
 
 def shipped_embodiments() -> tuple[str, ...]:
@@ -74,6 +78,7 @@ def diagnose(text: str, source: str = "<string>") -> tuple[Embodiment, list[Embo
         EmbodimentError: the text does not even parse into the dataclasses.
     """
     root = compose(text, source)
+    _refuse_unfilled(root, source)
     parser = NodeParser(source)
     parsed = parser.dataclass(Embodiment, root, "")
     embodiment = dataclasses.replace(parsed, source_text=text, source_path=source)
@@ -94,3 +99,31 @@ def mistake(embodiment: Embodiment, key: str, problem: str, fix: str) -> Embodim
     except EmbodimentError:  # made in code, not read from a file
         pass
     return EmbodimentError(source or embodiment.name, line, key, problem, fix)
+
+
+def _refuse_unfilled(root: yaml.Node, source: str) -> None:
+    """A draft's placeholder would be a fine topic name: it is refused by name, with every line that has one."""
+    places = list(_unfilled(root, "", set()))
+    if places:
+        (line, key), others = places[0], sorted({line for line, _ in places[1:]})
+        more = f" (and on line{'s' * (len(others) > 1)} {', '.join(map(str, others))})" if others else ""
+        problem = f"still says {PLACEHOLDER}{more}"
+        raise EmbodimentError(
+            source, line, key, problem, "write your robot's own value; the comment beside it says what"
+        )
+
+
+def _unfilled(node: yaml.Node, path: str, seen: set[int]) -> Iterator[tuple[int, str]]:
+    """(line, key) of every placeholder; a node that aliases share, or that holds itself, is looked at once."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode):
+        if node.value == PLACEHOLDER:
+            yield line_of(node), path
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _unfilled(item, f"{path}[{index}]", seen)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _unfilled(value, f"{path}.{key.value}" if path else str(key.value), seen)

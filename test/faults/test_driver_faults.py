@@ -15,9 +15,12 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool
 
 from qwen_vla_core.interfaces import ActionChunk
 from qwen_vla_ros.bringup import build_graph
+from qwen_vla_ros.estop import ESTOP_REQUEST_TOPIC
+from qwen_vla_ros.node_utils import LATCHED_QOS
 
 LEFT, RIGHT = "/follower_left/joint_states", "/follower_right/joint_states"
 STALE_MS = STATE_AGE_MS + TOLERANCE_MS
@@ -169,6 +172,24 @@ def estop(b: Bench) -> float:
     return took_ms
 
 
+def estop_topic(b: Bench) -> float:
+    """A button: pressed it stops, released it does not start; reset is refused while it is pressed."""
+    button = b.node.create_publisher(Bool, ESTOP_REQUEST_TOPIC, LATCHED_QOS)
+    b.wait(lambda: button.get_subscription_count() >= 1, "the controller to hear the button")
+    now_s = time.time()
+    button.publish(Bool(data=True))
+    took_ms = (b.told("controller", "emergency stop requested", now_s).at_s - now_s) * 1e3
+    b.rested_s(now_s)
+    assert not b.call("qwen_vla/reset").success and not b.call("qwen_vla/start").success
+    button.publish(Bool(data=False))
+    b.wait(lambda: b.call("qwen_vla/reset").success, "the button's release")
+    idle = b.told("controller", "idle: reset", now_s)
+    assert b.call("qwen_vla/start").success
+    b.told("controller", "running", idle.heard_s)
+    b.node.destroy_publisher(button)
+    return took_ms
+
+
 def change_embodiment(b: Bench) -> float:
     value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value="widowx")
     request = SetParameters.Request(parameters=[Parameter(name="embodiment", value=value)])
@@ -268,6 +289,14 @@ FAULTS = [
         BRAKING_MS + TOLERANCE_MS,
         "ms",
         estop,
+    ),
+    Fault(
+        "emergency stop by topic",
+        "true on qwen_vla/estop_request, later false",
+        "latched at once; reset refused while pressed; released moves nothing",
+        STATUS_MS + TOLERANCE_MS,
+        "ms",
+        estop_topic,
     ),
     Fault(
         "lifecycle cycled under estop",

@@ -11,6 +11,7 @@ import test_controller_process_faults
 import test_driver_faults
 import test_graph_faults
 import test_recorder_faults
+import test_server_faults
 from fault_support import number
 
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
@@ -22,6 +23,7 @@ MODULES = (
     test_driver_faults,
     test_graph_faults,
     test_recorder_faults,
+    test_server_faults,
 )
 FAULTS = [fault for module in MODULES for fault in module.FAULTS]
 

@@ -42,7 +42,23 @@ def test_all_have_the_same_arguments() -> None:
     def names(robot: str) -> list[str]:
         return [entity.name for entity in description(robot).entities if isinstance(entity, DeclareLaunchArgument)]
 
-    assert names("aloha") == names("widowx") == names("mobile_base")
-    assert {"embodiment", "checkpoint", "instruction", "namespace", "sim", "record", "params_file", "server"} <= {
+    assert names("aloha") == names("widowx") == names("mobile_base") == names("robot")
+    assert {"embodiment", "checkpoint", "instruction", "namespace", "sim", "mock", "record", "params_file"} <= {
         *names("aloha")
     }
+
+
+def test_any_robot_needs_to_be_named_and_starts_on_a_mock(tmp_path: Path) -> None:
+    described = description("robot")
+    arguments = {entity.name: entity for entity in described.entities if isinstance(entity, DeclareLaunchArgument)}
+    assert arguments["embodiment"].default_value is None
+    context = LaunchContext()
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text((FOLDER.parent / "embodiments" / "widowx.yaml").read_text().split("\nsimulation:")[0] + "\n")
+    context.launch_configurations.update({"embodiment": str(yaml), "mock": "true", "rollouts": str(tmp_path / "out")})
+    for argument in arguments.values():
+        argument.execute(context)
+    (start,) = (entity for entity in described.entities if isinstance(entity, OpaqueFunction))
+    nodes = start.execute(context)
+    assert nodes is not None
+    assert [node.node_executable for node in nodes] == ["controller_node", "recorder_node", "policy_node", "mock_node"]

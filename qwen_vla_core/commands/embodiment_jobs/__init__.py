@@ -1,0 +1,1 @@
+"""The longer jobs of ``qwen-vla embodiment``, one module each."""
