@@ -97,6 +97,7 @@ setup(
             "pytest-timeout>=2.2",
             "ros-domain-coordinator==0.12.0",
             "ruff>=0.9",
+            "triton>=3.3; platform_system == 'Linux'",
             "types-PyYAML",
         ],
     },

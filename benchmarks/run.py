@@ -2,7 +2,7 @@
 """Runs every benchmark of this folder, one after the other, and prints their tables or one JSON document.
 
 python benchmarks/run.py                 all
-python benchmarks/run.py sim latency     some
+python benchmarks/run.py sim engine     some
 python benchmarks/run.py --json          one JSON object: machine, then one entry per benchmark
 """
 
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 BENCHMARKS = {
     "loader": "samples per CPU-second beside the plain way, and per second with two workers",
     "sim": "control steps per second of the ALOHA world with three cameras",
-    "latency": "observation → chunk: decode, preprocess, backbone, decoder per step",
+    "engine": "observation → chunk beside the eager path, its parts; on CUDA the paper-size model and the roofline",
     "serving": "what a policy server costs over the model in the same process; several clients at once",
     "runtime": "continuity strategies under delay: success, jerk, jumps, idle time (small: 10 episodes a cell)",
     "controller": "period jitter of the controller node beside a bare loop",

@@ -47,6 +47,7 @@ def declare_engine(node: Any) -> None:
     declare(node, "embodiment", "", "Robot YAML (name or path); empty: the checkpoint's own", read_only=True)
     declare(node, "torch_threads", 1, "CPU threads of the model", read_only=True, minimum=1, maximum=256)
     declare(node, "device", "auto", "auto, cpu or cuda; bfloat16 on CUDA, float32 on the CPU", read_only=True)
+    declare(node, "compile", False, "torch.compile the model: quicker, but minutes to configure", read_only=True)
     declare(node, "server", "", "ws://host:port or wss://… of a policy server, instead of a checkpoint", read_only=True)
     declare(node, "server_token_file", "", "File with the server's token; empty: QWEN_VLA_TOKEN", read_only=True)
     declare(node, "server_ca_file", "", "Certificate to trust for wss://; empty: the system's", read_only=True)
@@ -77,7 +78,7 @@ def _local(node: Any) -> EngineSetup:
     torch.set_num_threads(int(node.get_parameter("torch_threads").value))
     path = resolve_checkpoint(str(node.get_parameter("checkpoint").value))
     device, dtype = choose_device(str(node.get_parameter("device").value))
-    engine = LocalEngine(load_checkpoint(path, device, dtype))
+    engine = LocalEngine(load_checkpoint(path, device, dtype), compile=bool(node.get_parameter("compile").value))
     checkpoint_id = f"{path.name} {read_config(path)['weights_id'][:12]}"
     embodiment = _matching_embodiment(node, engine.policy.embodiments, path.name)
     description = f"checkpoint {path.name} on {device}"

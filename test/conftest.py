@@ -1,4 +1,7 @@
-"""Before any test imports MuJoCo: without a display only EGL renders, and MuJoCo reads this once."""
+"""Before any test imports MuJoCo or Triton, which read these once.
+
+Without a display only EGL renders; without a GPU only Triton's interpreter runs kernels.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -129,14 +129,14 @@ class _Sampler:
         """A chunk that continues what is committed; the prompt is the robot's own."""
         import torch
 
-        from qwen_vla_core.engine.local import LocalEngine
+        from qwen_vla_core.engine.conditioning import predict_continued
 
         if self.told is not None:
             raise UserError("--told: cannot be combined with a strategy that conditions the sampler")
-        engine, robot = LocalEngine(self.policy, steps=self.steps), self.policy.embodiment(self.embodiment)
+        robot = self.policy.embodiment(self.embodiment)
         shape = (robot.control.horizon, self.policy.config.decoder.channels)
         noise = torch.randn(shape, generator=self.generator, device=self.generator.device).cpu().numpy()
-        return engine.predict([Request(observation, robot.name, committed, noise)])[0].chunk
+        return predict_continued(self.policy, [Request(observation, robot.name, committed, noise)], self.steps)[0].chunk
 
     def predict(self, observation: Any) -> Any:
         return self.policy.predict(

@@ -62,7 +62,7 @@ def collate_rows(processor: Processor, config: ModelConfig, rows: Sequence[Row])
         (B, K) bool, ``kind`` (B,) long, index into ``KINDS``, ``state`` (B, state channels) where the decoder takes a
         state token, ``actions`` (B, H, K) and, where a step is not real, ``step_mask`` (B, H) bool.
     """
-    batch = processor.collate([_conversation(row, config) for row in rows])
+    batch = processor.collate([conversation(row, config) for row in rows])
     if all(not row.turns for row in rows):
         del batch["labels"]
     where = [index for index, row in enumerate(rows) if isinstance(row, ActionRow)]
@@ -99,7 +99,8 @@ def _targets(rows: Sequence[ActionRow], channels: int) -> dict[str, torch.Tensor
     return {"actions": actions} if bool(mask.all()) else {"actions": actions, "step_mask": mask}
 
 
-def _conversation(row: Row, config: ModelConfig) -> Sample:
+def conversation(row: Row, config: ModelConfig) -> Sample:
+    """What the processor is given for a row: pictures, prompt (with the state, where it enters as text) and turns."""
     if isinstance(row, Sample):
         return row
     prompt = row.prompt

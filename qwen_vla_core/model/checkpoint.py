@@ -125,7 +125,8 @@ def load_checkpoint(
     backbone = Backbone.from_config(model_config.backbone, initialise=False)
     with torch.random.fork_rng(devices=[]):
         policy = QwenVLA(model_config, backbone, processor, embodiments, stats)
-    policy.to(dtype)
+    for parameter in policy.parameters():  # not policy.to: rotary frequencies are buffers and stay float32
+        parameter.data = parameter.data.to(dtype)
     _load_weights(policy, root, config["weights_id"])
     return policy.to(device).eval()
 

@@ -151,17 +151,11 @@ class QwenVLA(nn.Module):
         targets = None if actions_bhc is None else stats.action.normalize(actions_bhc)
         rows = []
         for index, observation in enumerate(observations):
-            for view in robot.views:
-                if view not in observation.images:
-                    raise UserError(
-                        f"view {view!r} of embodiment {robot.name} is missing from the observation; "
-                        "a missing camera is a fault, it is never replaced by a black picture"
-                    )
             rows.append(
                 ActionRow(
-                    images={view: observation.images[view] for view in robot.views},
+                    images=self.checked_views(observation, robot),
                     prompt=build_prompt(robot if told is None else self.embodiment(told), observation.instruction),
-                    state=stats.state.normalize(self._checked_state(observation, robot)),
+                    state=stats.state.normalize(self.checked_state(observation, robot)),
                     channels=len(robot.channels),
                     actions_hc=None if targets is None else targets[index],
                     step_mask_h=None if step_mask_bh is None else step_mask_bh[index],
@@ -173,7 +167,19 @@ class QwenVLA(nn.Module):
         return {key: value.to(self.device) for key, value in batch.items()}
 
     @staticmethod
-    def _checked_state(observation: Observation, robot: Embodiment) -> np.ndarray:
+    def checked_views(observation: Observation, robot: Embodiment) -> dict[str, np.ndarray]:
+        """The robot's pictures in model order; a UserError that names the view where one is missing."""
+        for view in robot.views:
+            if view not in observation.images:
+                raise UserError(
+                    f"view {view!r} of embodiment {robot.name} is missing from the observation; "
+                    "a missing camera is a fault, it is never replaced by a black picture"
+                )
+        return {view: observation.images[view] for view in robot.views}
+
+    @staticmethod
+    def checked_state(observation: Observation, robot: Embodiment) -> np.ndarray:
+        """The robot's state as float64; a UserError where it has another length or is not finite."""
         state = np.asarray(observation.state, dtype=np.float64)
         if state.shape != (len(robot.state_channels),) or not np.all(np.isfinite(state)):
             raise UserError(

@@ -295,6 +295,11 @@ class Processor:
             first += frames
         return ids
 
+    def context_ids(self, sample: Sample, grids: list[tuple[int, int]]) -> list[int]:
+        """Token ids of what the action decoder may see: views and prompt. ``grids`` as ``patchify`` returns them."""
+        ids, _, length = self._conversation(sample, grids)
+        return ids[:length]
+
     def _conversation(self, sample: Sample, grids: list[tuple[int, int]]) -> tuple[list[int], list[int], int]:
         """Ids, labels and the length of the context."""
         encode = self._encode_cached
