@@ -155,7 +155,7 @@ def instruction_withdrawn(b: Bench) -> float:
     now_s = time.time()
     b.instructions.publish(String(data=""))
     idle = b.told("policy", "idle: no instruction", now_s)
-    b.told("controller", "watchdog: no chunk for", now_s)
+    b.told("controller", "holding", now_s)
     late = [at_s for at_s, _ in b.chunks if at_s > idle.heard_s]
     again_s = time.time()
     b.instructions.publish(String(data=INSTRUCTION))

@@ -44,7 +44,7 @@ def shifted(at: int, by: float) -> Callable[[list[Tick]], None]:
 
 def test_what_the_limiter_lets_through_is_safe_also_with_missed_messages_and_a_restart() -> None:
     made = ticks()
-    assert max(np.abs(tick.rate[0]) for tick in made) == pytest.approx(2.5)  # it did go to the limit
+    assert max(np.abs(tick.rate[0]) for tick in made) == pytest.approx(2.5, rel=1e-3)  # it did go to the limit
     assert unsafe(ROBOT, "left_arm", made, lets_go=False) == []
     assert unsafe(ROBOT, "left_arm", made[::3], lets_go=False) == []
     again = [replace(tick, at_s=tick.at_s + 60) for tick in ticks()]
@@ -63,12 +63,12 @@ def test_what_the_limiter_lets_through_is_safe_also_with_missed_messages_and_a_r
             lambda made: made.__setitem__(50, replace(made[50], rate=np.clip(made[50].rate + 0.9, -2.4, 2.4))),
             "a step of|disagree|changed",
         ),
-        (lambda made: made.__setitem__(slice(60, 70), []), "a step of 2\\d\\d.* ms"),
+        (lambda made: made.__setitem__(slice(60, 70), []), "a step of [12]\\d\\d.* ms"),
     ],
 )
 def test_each_kind_of_unsafe_command_is_found(spoil: Callable[[list[Tick]], None], told: str) -> None:
     made = ticks()
-    if told.startswith("a step of 2"):  # ten ticks are gone, but the numbers do not say so
+    if told.startswith("a step of [12]"):  # ten ticks are gone, but the numbers do not say so
         made = [replace(tick, number=i if i < 60 else i - 10) for i, tick in enumerate(made)]
     spoil(made)
     problems = unsafe(ROBOT, "left_arm", made, lets_go=False)
