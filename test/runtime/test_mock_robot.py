@@ -45,13 +45,18 @@ def test_positions_start_at_the_start_pose_and_move_no_faster_than_their_limits(
 
 def test_displacements_add_up_to_what_was_commanded_and_end_when_not_repeated() -> None:
     mock = MockRobot(load_embodiment("widowx"))
+    x, z = mock.values["hand_x"], mock.values["hand_z"]
+    (box,) = mock.embodiment.safety.workspace
+    assert box.lower[0] < x < box.upper[0] and box.lower[2] < z < box.upper[2]
     for _ in range(round(mock.embodiment.period_s / DT)):  # one action period
         mock.command("arm", np.array([0.05, 0.0, -0.02, 0.0, 0.0, 0.3]))
         mock.step(DT)
-    assert (mock.values["hand_x"], mock.values["hand_z"]) == pytest.approx((0.05, -0.02))
+    assert (mock.values["hand_x"], mock.values["hand_z"]) == pytest.approx((x + 0.05, z - 0.02))
     run(mock, 2.0)
     periods = SERVO_TIMEOUT_S / mock.embodiment.period_s
-    assert mock.values["hand_x"] == pytest.approx(0.05 * (1 + periods), abs=0.05 * 2 * DT / mock.embodiment.period_s)
+    assert mock.values["hand_x"] == pytest.approx(
+        x + 0.05 * (1 + periods), abs=0.05 * 2 * DT / mock.embodiment.period_s
+    )
     assert mock.values["waist"] == 0.0  # it knows no kinematic chain
 
 
