@@ -20,6 +20,7 @@ from qwen_vla_core.runtime.workspace import JointFence, load_bounded
 
 MIN_DT_S = 1e-6
 MAX_PERIODS = 2.0
+STILL = 1e-15  # of any unit per second: what a curve towards zero leaves over in floating point
 
 
 class SafetyLimiter:
@@ -186,6 +187,7 @@ class SafetyLimiter:
         position = np.minimum(np.maximum(position, self.lower_c), self.upper_c)
         if not goal.resting:
             self._count(choice, acted, velocity_scale)
+        rate = np.where(np.abs(rate) < STILL, 0.0, rate)  # no position changes by it, and rest is rest
         self._target_rate_c = np.zeros_like(rate) if goal.resting else (goal.target - self._target_c) / dt
         self._target_c = np.where(self.is_velocity_c, goal.target, position) if goal.resting else goal.target
         self._acceleration_c = (rate - before.rate) / dt

@@ -35,6 +35,7 @@ pytest.importorskip("mujoco", reason="the simulator is not installed")
 HOLD_MS = WATCHDOG_MS + 2 * TOLERANCE_MS  # and the chunk that was on its way when the policy ended
 STALE_MS = STATE_AGE_MS + TOLERANCE_MS
 RESTART_MS = 60_000  # Python, torch and a model have to load, beside whatever else this machine does
+BRAKING_S = 0.3  # from the largest velocity to rest, and the limit of jerk around it
 EXIT_MS = 10_000  # a supervisor waits this long before it uses force
 
 
@@ -122,7 +123,7 @@ def sim_reset(b: GraphBench) -> float:
     idle = b.told("controller", "idle: stopped", now_s)
     again = b.told("controller", "running", idle.heard_s)
     assert b.count("epoch") > epoch
-    between = [t for t in b.ticks["left_arm"] if idle.at_s + 0.1 < t.at_s < again.at_s and t.rate.any()]
+    between = [t for t in b.ticks["left_arm"] if idle.at_s + BRAKING_S < t.at_s < again.at_s and t.rate.any()]
     assert not between, "it moved between two episodes"
     return (again.at_s - now_s) * 1e3
 
