@@ -21,6 +21,7 @@ from rosgraph_msgs.msg import Clock
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.runtime.mock_robot import SERVO_TIMEOUT_S
 from qwen_vla_core.sim.registry import make_world, world_class
 from qwen_vla_ros.commands import adapter_for, command_kind
 from qwen_vla_ros.messages import (
@@ -45,7 +46,6 @@ from qwen_vla_ros.node_utils import (
 from qwen_vla_ros.sim_camera import TwinCamera
 from qwen_vla_ros.sim_episodes import Director, EpisodeSettings
 
-SERVO_TIMEOUT_S = 0.25  # a displacement that is not commanded afresh for this long stops, as in MoveIt Servo
 MAX_LAG_S = 0.1  # further behind real time than this, the schedule starts anew instead of catching up in a burst
 
 

@@ -21,6 +21,8 @@ import rclpy
 from command_trace import Tick, unsafe
 from diagnostic_msgs.msg import DiagnosticArray
 from graph_support import Graph
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
@@ -303,6 +305,21 @@ class Bench:
             return future.result()
         finally:
             self.node.destroy_client(client)
+
+    def set_text(self, node: str, name: str, value: str) -> Any:
+        """Sets a string parameter of a node and returns the result."""
+        wanted = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
+        request = SetParameters.Request(parameters=[Parameter(name=name, value=wanted)])
+        return self.call(f"{node}/set_parameters", SetParameters, request).results[0]
+
+    def refuses_another_robot(self, node: str) -> float:
+        """Asks an active node to become another robot; returns in ms how soon it refused, the plan going on."""
+        now_s = time.time()
+        answer = self.set_text(node, "embodiment", "widowx")
+        took_ms = (time.time() - now_s) * 1e3
+        assert not answer.successful and "read-only" in answer.reason
+        self.goes_on(now_s)
+        return took_ms
 
     def moving(self, since_s: float = 0.0) -> list[Tick]:
         """Commands of all groups since a time of the system clock that moved something."""

@@ -181,18 +181,7 @@ def instruction_changed(b: Bench) -> float:
 
 
 def refused_robot(b: Bench) -> float:
-    """The parameter of an active policy cannot be changed."""
-    from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-    from rcl_interfaces.srv import SetParameters
-
-    value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value="widowx")
-    request = SetParameters.Request(parameters=[Parameter(name="embodiment", value=value)])
-    now_s = time.time()
-    answer = b.call("policy_node/set_parameters", SetParameters, request)
-    took_ms = (time.time() - now_s) * 1e3
-    assert not answer.results[0].successful and "read-only" in answer.results[0].reason
-    b.goes_on(now_s)
-    return took_ms
+    return b.refuses_another_robot("policy_node")
 
 
 DEPTH = np.full(PICTURE[:2], 800, np.uint16)

@@ -12,8 +12,6 @@ from fault_bench import PAUSE_MS, ROBOT, START, STATE_AGE_MS, STATUS_MS, SWING, 
 from fault_support import Fault, Ledger
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 
@@ -191,14 +189,7 @@ def estop_topic(b: Bench) -> float:
 
 
 def change_embodiment(b: Bench) -> float:
-    value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value="widowx")
-    request = SetParameters.Request(parameters=[Parameter(name="embodiment", value=value)])
-    now_s = time.time()
-    answer = b.call("controller_node/set_parameters", SetParameters, request)
-    took_ms = (time.time() - now_s) * 1e3
-    assert not answer.results[0].successful and "read-only" in answer.results[0].reason
-    b.goes_on(now_s)
-    return took_ms
+    return b.refuses_another_robot("controller_node")
 
 
 def change_state(b: Bench, transition: int) -> bool:

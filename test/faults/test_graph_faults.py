@@ -24,8 +24,6 @@ from fault_bench import (
 )
 from fault_support import Fault, Ledger
 from graph_support import Graph
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters
 from sensor_msgs.msg import JointState
 
 from qwen_vla_ros.bringup import build_graph
@@ -110,9 +108,7 @@ def camera_muted(b: GraphBench) -> float:
 
 
 def mute(b: GraphBench, views: str) -> None:
-    value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=views)
-    request = SetParameters.Request(parameters=[Parameter(name="mute_views", value=value)])
-    assert b.call("sim_node/set_parameters", SetParameters, request).results[0].successful
+    assert b.set_text("sim_node", "mute_views", views).successful
 
 
 def sim_reset(b: GraphBench) -> float:
