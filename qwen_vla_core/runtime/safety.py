@@ -231,21 +231,18 @@ class SafetyLimiter:
             return below, above
 
         def blend(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-            rates = choice.stop_rate + shares[:, None] * (choice.rate - choice.stop_rate)
+            rates = choice.stop_rate + shares * (choice.rate - choice.stop_rate)
             allowed = np.ones(rates.shape, bool)
             for columns, rule in self._rules:
                 allowed[:, columns] = rule.safe(_part(before, columns), rates[:, columns], dt, scale)
             return (before.position + rates * dt, *reserves(rates), allowed)
 
         shares = fence.confine(choice.position, choice.below, choice.above, blend)
-        position, rate, acted = choice.position, choice.rate, np.zeros(len(choice.rate), bool)
-        for party, share in shares.items():
-            columns = fence.party_columns(party)
-            slower = choice.stop_rate + share * (choice.rate - choice.stop_rate)
-            rate = np.where(columns, slower, rate)
-            position = np.where(columns, before.position + slower * dt, position)
-            acted |= columns & (slower != choice.rate)
-        return position, rate, acted
+        if shares is None:
+            return choice.position, choice.rate, np.zeros(len(choice.rate), bool)
+        slower = np.where(shares < 1.0, choice.stop_rate + shares * (choice.rate - choice.stop_rate), choice.rate)
+        acted = slower != choice.rate
+        return np.where(acted, before.position + slower * dt, choice.position), slower, acted
 
     def _count(self, choice: Choice, acted: np.ndarray | None, velocity_scale: float) -> None:
         if acted is not None:

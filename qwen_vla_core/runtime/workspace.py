@@ -22,6 +22,8 @@ from qwen_vla_core.runtime.kinematics import ChainSet, KinematicsError, SerialCh
 from qwen_vla_core.runtime.motion import stopping_speed
 
 SHARES = np.array([0.9, 0.75, 0.6, 0.45, 0.3, 0.15, 0.05])  # of the wish that are tried, the rest being the stop
+ALONE = np.array([0.5, 0.15, 0.05, 0.01])  # of one joint's wish, where no share of the whole fits
+Blend = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 SLACK_M = 1e-9
 # The hand goes on for about this long at the speed it was told before (state on its way, servo, ramp) [O].
 REACTION_S = 0.15
@@ -34,6 +36,27 @@ class Bounded:
     box: Workspace
     chain: SerialChain
     columns: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tried:
+    """k steps that were tried: (k, m) bool, (k, m, 3) bounds of every point, (k, c) bool within the other limits."""
+
+    fits: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    allowed: np.ndarray
+
+    def good(self, members: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """(k,) bool, the steps that these chains and their columns may make."""
+        good: np.ndarray = np.all(self.fits[:, members], axis=1) & np.all(self.allowed[:, columns], axis=1)
+        return good
+
+    def first(self, members: np.ndarray, columns: np.ndarray) -> int | None:
+        """The first of them."""
+        good = self.good(members, columns)
+        best = int(np.argmax(good))
+        return best if good[best] else None
 
 
 def load_bounded(embodiment: Embodiment) -> list[Bounded]:
@@ -133,41 +156,63 @@ class JointFence:
         position_c: np.ndarray,
         below_c: np.ndarray,
         above_c: np.ndarray,
-        blend: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
-    ) -> dict[int, float]:
+        blend: Blend,
+    ) -> np.ndarray | None:
         """How much of a wished step may be made.
+
+        First the whole wish is scaled. Where not even a twentieth of it fits, joints are tried one by one: at a wall
+        the straight way to a good pose may lead outside, and a robot that has been pushed there must come back.
 
         Args:
             position_c: (c,) the command after the wished step.
             below_c, above_c: (c,) how far a stop from there may go down and up.
-            blend: shares (k,) of the wish → the same three (k, c), and (k, c) bool which are within the other limits;
+            blend: shares (k, c) of the wish → the same three (k, c), and (k, c) bool which are within the other limits;
                 called only when the wish does not fit.
 
         Returns:
-            party → share 0 … 1 of the wish, for the parties that may not make all of it; see ``party_columns``.
+            (c,) share 0 … 1 of every channel's wish, the rest being its stop; None: all of it.
         """
         fits, low, high = self._fits(position_c, below_c, above_c)
         if fits.all():
             self._shrink(low, high, np.ones(len(fits), bool))
-            return {}
-        positions, belows, aboves, allowed = blend(SHARES)
-        fits_k, low_k, high_k = self._fits(positions, belows, aboves)
-        shares: dict[int, float] = {}
+            return None
+        scaled_kc = np.repeat(SHARES[:, None], len(position_c), axis=1)
+        shares_c = np.ones(len(position_c))
+        found = self._tried(scaled_kc, blend)
         for party, columns in self._party_columns.items():
             members = self._party == party
             if fits[members].all():
                 self._shrink(low, high, members)
                 continue
-            good = np.all(fits_k[:, members], axis=1) & np.all(allowed[:, columns], axis=1)
-            best = int(np.argmax(good))
-            shares[party] = float(SHARES[best]) if good[best] else 0.0
-            if good[best]:
-                self._shrink(low_k[best], high_k[best], members)
-        return shares
+            best = found.first(members, columns)
+            if best is None:
+                shares_c[columns] = self._joint_by_joint(members, columns, blend)[columns]
+            else:
+                shares_c[columns] = SHARES[best]
+                self._shrink(found.low[best], found.high[best], members)
+        return shares_c
 
-    def party_columns(self, party: int) -> np.ndarray:
-        """(c,) bool, the action columns of a party: chains that share joints."""
-        return self._party_columns[party]
+    def _tried(self, shares_kc: np.ndarray, blend: Blend) -> Tried:
+        positions, belows, aboves, allowed = blend(shares_kc)
+        return Tried(*self._fits(positions, belows, aboves), allowed)
+
+    def _joint_by_joint(self, members: np.ndarray, columns: np.ndarray, blend: Blend) -> np.ndarray:
+        """(c,) shares: of each joint what it may do alone, of all together where that fits, else of the freest."""
+        joints = np.flatnonzero(columns)
+        alone_kc = np.zeros((len(ALONE) * len(joints), len(columns)))
+        alone_kc[np.arange(len(alone_kc)), np.tile(joints, len(ALONE))] = np.repeat(ALONE, len(joints))
+        found = self._tried(alone_kc, blend)
+        good = found.good(members, columns)
+        if not good.any():
+            return np.zeros(len(columns))
+        together_c = np.max(alone_kc * good[:, None], axis=0)
+        at_once = self._tried(together_c[None], blend)
+        if at_once.first(members, columns) is not None:
+            self._shrink(at_once.low[0], at_once.high[0], members)
+            return together_c
+        best = int(np.argmax(good))  # the largest shares come first
+        self._shrink(found.low[best], found.high[best], members)
+        return np.asarray(alone_kc[best])
 
     def _fits(
         self, position: np.ndarray, below: np.ndarray, above: np.ndarray

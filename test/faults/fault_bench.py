@@ -349,6 +349,7 @@ class Bench:
         """Puts everything right, waits until the robot moves, and forgets what was heard."""
         self.heal()
         self.revive()
+        self.bring_back()
         now_s = time.time()
         self.wait(lambda: self.mode_since(now_s), "the controller's status")
         if self._drivers and self.mode_since(now_s) in ("idle", "estopped", "fault"):  # an earlier fault went wrong
@@ -358,6 +359,19 @@ class Bench:
         for ticks in self.ticks.values():
             ticks.clear()
         self.wait(lambda: len(self.moving()) > 20, "commands that move something")
+
+    def bring_back(self) -> None:
+        """What a person does where nonsense has driven the arms far off, perhaps against the wall of their box."""
+        if not self._drivers or max(abs(self.pose[c] - x) for c, x in zip(ROBOT.channels, START, strict=True)) < 0.7:
+            return
+        self.call("qwen_vla/reset")
+        now_s = time.time()
+        self.call("qwen_vla/stop")
+        self.told("controller", "idle", now_s)
+        self.rested_s(now_s)
+        self.pose.update(zip(ROBOT.channels, START.tolist(), strict=True))
+        self.heard_of()
+        self.call("qwen_vla/start")
 
     def revive(self) -> None:
         """Starts what an earlier fault left dead: its row says so, and the next ones are none the worse."""

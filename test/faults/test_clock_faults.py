@@ -55,8 +55,12 @@ def back(b: Bench) -> float:
 
 
 def forward(b: Bench) -> float:
-    jumped_s, again_s = jump(b, 10 * SECOND)
-    return (again_s - jumped_s) * 1e3
+    """New states and a new chunk may come before the next tick looks: then there is nothing to hold for."""
+    now_s, old = time.time(), b.clock_ns
+    b.clock_step = once(10 * SECOND)
+    b.wait(lambda: b.clock_ns > old + 10 * SECOND, "the jump")
+    b.goes_on(now_s, chunks=2)
+    return (time.time() - now_s) * 1e3
 
 
 def largest_step(b: Bench) -> float:
@@ -108,7 +112,7 @@ FAULTS = [
     Fault(
         "clock forward 10 s",
         "/clock jumps ahead",
-        "everything is old at once: holds, then goes on",
+        "everything is old at once: nothing unsafe, and it goes on",
         RECOVERY_MS,
         "ms",
         forward,

@@ -33,7 +33,7 @@ def test_a_chunk_arrives_joints_move_and_the_bag_holds_every_topic(
     with running(
         tmp_path, checkpoint=str(checkpoint), instruction=INSTRUCTION, episodes=1, episode_timeout_s=3.0, seed=5
     ) as graph:
-        watcher.wait_for(lambda: chunks, 60, "a chunk")
+        watcher.wait_for(lambda: chunks and states, 60, "a chunk and a state")
         before = np.array(states[-1][1].position)
         watcher.wait_for(lambda: np.abs(np.array(states[-1][1].position) - before).max() > 0.05, 20, "joints to move")
         assert graph.processes["sim_node"].wait(timeout=60) == 0

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from qwen_vla_core.embodiment import EmbodimentError, load_embodiment, parse_embodiment
 from qwen_vla_core.embodiment.spec import Embodiment
+from qwen_vla_core.interfaces import ActionChunk
 from qwen_vla_core.resources import resource_dir
+from qwen_vla_core.runtime import workspace
+from qwen_vla_core.runtime.controller import ControlLoop
 from qwen_vla_core.runtime.safety import SafetyLimiter
 from qwen_vla_core.runtime.workspace import MeasuredFence, load_bounded
 
@@ -224,3 +227,42 @@ def test_two_points_of_one_arm_share_its_steps() -> None:
         points = limiter.fence.points(limiter.step(target, NOTHING, DT))
         assert abs(points[2, 1]) <= 0.05 + 1e-8
     assert points[2, 1] > 0.045 and points[0, 1] > 0.05
+
+
+def good_plan(t_ns: int) -> np.ndarray:
+    """(H, c) from now on: waists and grippers swing around the start pose."""
+    due_s = t_ns * 1e-9 + ALOHA.period_s * np.arange(1, ALOHA.control.horizon + 1)
+    actions = np.tile(START, (len(due_s), 1))
+    actions[:, [0, 7]] += 0.3 * np.sin(2 * np.pi * due_s / 4)[:, None]
+    actions[:, [6, 13]] += 0.3 * np.sin(2 * np.pi * due_s / 4)[:, None] - 0.3
+    return actions
+
+
+def far_after_nonsense(seed: int) -> float:
+    """Four seconds of a good plan, four of actions of ±1e6, twelve of the good plan: how far from it, rad."""
+    rng, loop, t_ns, next_ns = np.random.default_rng(seed), ControlLoop(ALOHA), 10**12, 10**12
+    pose = dict(zip(ALOHA.channels, START.tolist(), strict=True))
+    loop.start(t_ns)
+    for tick in range(1000):
+        t_ns += int(2e7 * (1 + (rng.random() * 0.2 - 0.1)))
+        loop.update_state(pose, t_ns)
+        if t_ns >= next_ns:
+            next_ns = t_ns + 200_000_000
+            actions = good_plan(t_ns)
+            if 200 <= tick < 400:
+                actions = np.full_like(actions, 1e6)
+                actions[1::2] *= -1
+            loop.feed(ActionChunk(actions, ALOHA.channels, t_ns, ALOHA.period_s), t_ns)
+        if loop.tick(t_ns).commands:
+            pose = dict(zip(ALOHA.channels, loop.limiter.position_c.tolist(), strict=True))
+    planned_c = loop.buffer.sample(t_ns)
+    assert planned_c is not None
+    return float(np.abs(loop.limiter.position_c - planned_c).max())
+
+
+def test_joint_by_joint_an_arm_comes_back_where_no_share_of_the_whole_step_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert far_after_nonsense(2) < 0.05
+    monkeypatch.setattr(workspace, "ALONE", np.array([1e-9]))
+    assert far_after_nonsense(2) > 1.0
