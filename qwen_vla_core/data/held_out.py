@@ -3,50 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from qwen_vla_core.data.contract import DataContract
 from qwen_vla_core.data.dataset import ActionDataset, EpisodeRows
 from qwen_vla_core.errors import UserError
 
 
-@dataclass(frozen=True)
 class Episodes:
     """Consecutive episodes of a dataset, numbered from 0; implements ``ActionDataset``."""
 
-    dataset: ActionDataset
-    first: int
-    count: int
-
-    @property
-    def name(self) -> str:
-        return self.dataset.name
-
-    @property
-    def family(self) -> str:
-        return self.dataset.family
-
-    @property
-    def contract(self) -> DataContract:
-        return self.dataset.contract
-
-    @property
-    def fps(self) -> float:
-        return self.dataset.fps
-
-    @property
-    def tasks(self) -> Sequence[str]:
-        return self.dataset.tasks
-
-    @property
-    def views(self) -> Sequence[str]:
-        return self.dataset.views
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.asarray(self.dataset.lengths[self.first : self.first + self.count])
+    def __init__(self, dataset: ActionDataset, first: int, count: int) -> None:
+        """
+        Args:
+            dataset: the whole.
+            first: its episode that is number 0 here.
+            count: episodes.
+        """
+        self.dataset, self.first, self.count = dataset, first, count
+        self.name, self.family, self.contract, self.fps = dataset.name, dataset.family, dataset.contract, dataset.fps
+        self.tasks, self.views = dataset.tasks, dataset.views
+        self.lengths = np.asarray(dataset.lengths[first : first + count])
 
     def rows(self, episode: int) -> EpisodeRows:
         """As ``ActionDataset.rows``."""
@@ -72,4 +49,5 @@ def split(dataset: ActionDataset, last: int) -> tuple[ActionDataset, Episodes]:
         raise UserError(
             f"{dataset.name}: leave_out: {last} of {len(dataset.lengths)} episodes leaves none to learn from; lower it"
         )
-    return (Episodes(dataset, 0, count) if last else dataset), Episodes(dataset, count, last)
+    learned: ActionDataset = Episodes(dataset, 0, count) if last else dataset
+    return learned, Episodes(dataset, count, last)

@@ -73,7 +73,8 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
     """What to think of it, a line per dataset: how the error compares with staying and with repeating."""
     lines = []
     for row in rows:
-        mine, low, high = row["errors"]["policy"]["chunk"], *row["errors"]["policy"]["interval_95"]
+        mine = row["errors"]["policy"]["chunk"]
+        low, high = row["errors"]["policy"]["interval_95"]
         text = f"open loop, step {row['step']}, {row['dataset']}: error {mine:.4f} [{low:.4f}, {high:.4f}]"
         for name, words in (("stay", "holding still"), ("repeat", "repeating the last action")):
             if name in row["errors"]:
