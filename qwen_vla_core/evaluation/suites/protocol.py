@@ -166,5 +166,5 @@ class Suite(Protocol):
         ...
 
     def watch(self, world: Any, trial: Trial) -> Sequence[Watcher]:
-        """What measures an episode of ``world``, which has just been reset to ``trial``; may be empty."""
+        """What measures an episode of ``world``, which has just made its first step of ``trial``; may be empty."""
         ...
