@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_json
@@ -22,7 +22,6 @@ SIDECAR = "episode.json"
 PARTIAL = ".partial"
 OUTCOMES = ("success", "partial", "failure", "aborted")
 UNFINISHED = "unfinished"
-Outcome = Literal["success", "partial", "failure", "aborted", "unfinished"]
 _EPISODE = re.compile(r"episode_(\d+)")
 
 
@@ -57,7 +56,7 @@ class Rollout:
     run: str
     number: int
     instruction: str = ""
-    outcome: Outcome = UNFINISHED
+    outcome: str = UNFINISHED
     reason: str = ""
     note: str = ""
     seconds: float | None = None
