@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("qwen_vla_core.commands.finetune", "teach a checkpoint a new robot from its YAML and demonstrations"),
     "eval": ("qwen_vla_core.commands.eval", "closed-loop success of a checkpoint in simulation"),
     "serve": ("qwen_vla_core.commands.serve", "serve a checkpoint to robots over websockets"),
+    "rollouts": ("qwen_vla_core.commands.rollouts", "list, show, judge, repair, replay and export recorded episodes"),
     "up": ("qwen_vla_ros.up", "start the whole ROS 2 graph, supervised, without ros2 launch"),
 }
 

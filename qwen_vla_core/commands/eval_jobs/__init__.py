@@ -1,1 +1,1 @@
-"""Jobs of ``qwen-vla eval``, one module each."""
+"""The jobs of ``qwen-vla eval``."""
