@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Markdown tables from the JSON files that `qwen-vla eval --output` wrote.
+"""Markdown tables from the JSON files that `qwen-vla eval run` and `qwen-vla eval open-loop` wrote.
 
 python training/results.py checkpoints/generalist.results              # one checkpoint: a line per file
 python training/results.py runs/ablations/results --across             # several: a line per folder, a column per file
@@ -33,10 +33,22 @@ def rate(report: dict[str, Any], key: str) -> str:
     return str(Rate(report[key]["successes"], report[key]["trials"]))
 
 
+def cell(report: dict[str, Any]) -> str:
+    """What one result says in a table: a success rate, or an error in open loop."""
+    if "errors" not in report:
+        return rate(report, "success")
+    error = report["errors"]["policy"]
+    low, high = error["interval_95"]
+    return f"{error['chunk']:.4f} [{low:.4f}, {high:.4f}]"
+
+
 def one(folder: Path) -> list[str]:
     """A line per result and rate; means of what else the world measures."""
     lines = ["| result | rate, 95 % Wilson interval |", "|---|---|"]
     for name, report in read(folder).items():
+        if "errors" in report:
+            lines.append(f"| {name}: mean absolute error | {cell(report)} |")
+            continue
         lines += [f"| {name}: {label} | {rate(report, key)} |" for key, label in RATES.items() if key in report]
         if report["metrics"]:
             means = ", ".join(f"{key} {value:.2f}" for key, value in report["metrics"].items())
@@ -45,12 +57,12 @@ def one(folder: Path) -> list[str]:
 
 
 def across(folder: Path) -> list[str]:
-    """A line per folder, a column per result; success alone."""
+    """A line per folder, a column per result: success, or the error in open loop."""
     found = {path.name: read(path) for path in sorted(folder.iterdir()) if path.is_dir()}
     columns = list(dict.fromkeys(name for reports in found.values() for name in reports))
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for run, reports in found.items():
-        cells = [rate(reports[name], "success") if name in reports else "" for name in columns]
+        cells = [cell(reports[name]) if name in reports else "" for name in columns]
         lines.append(f"| {run} | " + " | ".join(cells) + " |")
     return lines
 
@@ -63,7 +75,7 @@ def main() -> int:
     args = parser.parse_args()
     lines = (across if args.across else one)(args.folder) if args.folder.is_dir() else []
     if len(lines) < 3:
-        print(f"{args.folder}: holds no results of `qwen-vla eval --output`", file=sys.stderr)
+        print(f"{args.folder}: holds no results of `qwen-vla eval`", file=sys.stderr)
         return 2
     print("\n".join(lines))
     return 0
