@@ -176,7 +176,7 @@ def test_a_dataset_reads_back_passes_the_doctor_and_feeds_the_loader(
     with MixtureLoader(mixture, SampleOptions()) as loader:
         for sample in loader.batch(0).samples:
             assert sample.instruction in data.tasks and sample.state.shape == (len(ALOHA.state_channels),)
-            assert sample.actions.shape[1] == len(ALOHA.channels) and set(sample.images) == set(ALOHA.views)
+            assert sample.actions_hc.shape[1] == len(ALOHA.channels) and set(sample.images) == set(ALOHA.views)
 
     assert main([*command, "--resume"]) == 0 and len(LeRobotDataset(out)) == 1
     assert "is in the dataset already" in capsys.readouterr().out
