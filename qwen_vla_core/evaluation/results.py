@@ -83,7 +83,7 @@ def is_result(path: Path) -> bool:
         return False
     with path.open(encoding="utf-8", errors="replace") as file:
         start = file.read(400)
-    return FORMAT in start or ('"settings"' in start and '"embodiment"' in start)
+    return FORMAT in start or (start.lstrip().startswith("{") and '"settings"' in start[:40])
 
 
 def read_result(path: str | Path) -> Result:
