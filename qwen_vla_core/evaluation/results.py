@@ -197,9 +197,9 @@ def _difference(key: str, stored: Any, now: Any) -> str:
 
 def weights_of(checkpoint: str | Path) -> str:
     """The identity of a checkpoint's weights, so that a result says what it is a result of."""
-    from qwen_vla_core.model.checkpoint import read_config
+    from qwen_vla_core.model.checkpoint import read_config, resolve_checkpoint
 
-    return str(read_config(Path(checkpoint))["weights_id"])
+    return str(read_config(resolve_checkpoint(checkpoint))["weights_id"])
 
 
 def find_results(path: Path) -> Sequence[Path]:
