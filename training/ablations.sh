@@ -27,8 +27,8 @@ judge() { # name, embodiment, task
     [ -e "$results/open_loop_$2.json" ] || "$python" -m qwen_vla_core.cli eval open-loop "$data" --checkpoint "$out/$1/checkpoint" \
       --frames "$frames" --hold-at-end --output "$results/open_loop_$2.json"
   fi
-  [ "$episodes" = 0 ] || [ -e "$results/$2_$3.json" ] || "$python" -m qwen_vla_core.cli eval run --checkpoint "$out/$1/checkpoint" \
-    --embodiment "$2" --task "$3" --episodes "$episodes" --workers "$workers" --output "$results/$2_$3.json"
+  [ "$episodes" = 0 ] || "$python" -m qwen_vla_core.cli eval run --checkpoint "$out/$1/checkpoint" \
+    --embodiment "$2" --task "$3" --episodes "$episodes" --workers "$workers" --output "$results/$2_$3.jsonl" --resume
 }
 judge_all() {
   judge "$1" aloha pick

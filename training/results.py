@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vla_core.evaluation.metrics import Rate
+from qwen_vla_core.evaluation.report import summarise
+from qwen_vla_core.evaluation.results import is_result, read_result
 
+OPEN_LOOP = "open_loop"  # how names of results of `qwen-vla eval open-loop` begin
 RATES = {
     "success": "success",
     "other_object_success": "asked for another object: success",
@@ -24,8 +27,18 @@ RATES = {
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name of the result → report, in the order of names."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    """Name of the result → report, in the order of names; a suite has one for each axis."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json*")):
+        if path.name.startswith(OPEN_LOOP):
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        if not is_result(path):
+            continue
+        result = read_result(path)
+        for axis in result.axes:
+            name = path.stem if len(result.axes) == 1 else f"{path.stem} {axis}"
+            found[name] = summarise(result.of(axis), result.header["settings"])
+    return found
 
 
 def rate(report: dict[str, Any], key: str) -> str:
@@ -70,7 +83,7 @@ def across(folder: Path) -> list[str]:
 def main() -> int:
     """Prints the table of a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of JSON files, or with --across of such folders")
+    parser.add_argument("folder", type=Path, help="of result files, or with --across of such folders")
     parser.add_argument("--across", action="store_true", help="compare the folders in it")
     args = parser.parse_args()
     lines = (across if args.across else one)(args.folder) if args.folder.is_dir() else []
