@@ -21,7 +21,7 @@ from nav_msgs.msg import Odometry
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import JointState, LaserScan
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -40,6 +40,7 @@ from qwen_vla_ros.messages import (
     chunk_to_message,
     groups_by_topic,
     plan_to_message,
+    scan_from_message,
     state_from_message,
     state_message_type,
 )
@@ -63,6 +64,7 @@ from qwen_vla_ros.node_utils import (
 
 STATUS_PERIOD_S = 0.5
 HALT_TIMEOUT_S = 2.0
+TOLD_AT_ONCE = (SLOWED, "stopped: obstacle", "obstacle:")  # reasons whose coming and going is worth a status
 LEVEL_BY_MODE = {"idle": "ok", "running": "ok", "holding": "warn", "estopped": "error", "fault": "error"}
 
 
@@ -138,7 +140,7 @@ class ControllerNode(LifecycleNode):
             for (group, adapter), message_type in zip(adapters, types, strict=True)
         ]
         self._period_s = 1.0 / embodiment.control.controller_rate_hz
-        self._control = ControlLoop(embodiment, strategy=strategy)
+        self._control = ControlLoop(embodiment, strategy=strategy, simulated=self._simulated)
         if self._estop.pressed:
             self._control.estop(self._now_ns(), REASON)
         self._state_subscriptions = self._subscribe(embodiment)
@@ -213,6 +215,9 @@ class ControllerNode(LifecycleNode):
             self.create_subscription(state_message_type(groups), topic, partial(self._on_state, groups), STATE_QOS)
             for topic, groups in groups_by_topic(embodiment.state).items()
         ]
+        stop = embodiment.safety.obstacle_stop
+        if stop is not None:
+            subscriptions.append(self.create_subscription(LaserScan, stop.topic, self._on_scan, STATE_QOS))
         return [
             *subscriptions,
             self.create_subscription(JointTrajectory, CHUNK_TOPIC, self._on_chunk, COMMAND_QOS),
@@ -230,6 +235,12 @@ class ControllerNode(LifecycleNode):
         with self._lock:
             if self._control is not None:
                 self._control.update_state(values, self._now_ns())
+
+    def _on_scan(self, msg: LaserScan) -> None:
+        scan = scan_from_message(msg)
+        with self._lock:
+            if self._control is not None:
+                self._control.update_scan(scan, self._now_ns())
 
     def _on_chunk(self, msg: JointTrajectory) -> None:
         try:
@@ -292,7 +303,7 @@ class ControllerNode(LifecycleNode):
                 self._publish_commands(output, t_ns)
                 consumed = self._publish_consumed(control, t_ns, consumed)
                 self._publish_plan(control, t_ns)
-                late = output.reason.startswith(SLOWED)
+                late = output.reason.startswith(TOLD_AT_ONCE)
                 if output.mode != mode:
                     self.get_logger().info(f"{output.mode}: {output.reason}")
                 if output.mode != mode or late != slowed:
@@ -374,6 +385,8 @@ class ControllerNode(LifecycleNode):
                 values.update(control.refused.report("rejected"))
                 values.update({f"rejected.{key}": count for key, count in rejections.items() if count})
                 values.update(control.limiter.tally.report("limited"))
+                if control.base.guard is not None:
+                    values["obstacle_m"] = control.base.guard.distance
                 values.update({f"count.{key}": count for key, count in control.counters.items()})
             self._estop.tell(mode == "estopped")
             for name, seconds in (
