@@ -44,11 +44,17 @@ class TrackerSpec:
     heading: float = field(default=4.0, metadata=doc("Gain on the heading, 1/s.", exclusive_minimum=0.0))
     near: float = field(
         default=0.15,
-        metadata=doc("Up to this distance from the plan its heading is followed.", unit="m", exclusive_minimum=0.0),
+        metadata=doc(
+            "A base that has been far from the plan is back at this distance.", unit="m", exclusive_minimum=0.0
+        ),
     )
     far: float = field(
         default=0.4,
-        metadata=doc("From this distance on the base looks at the plan's point.", unit="m", exclusive_minimum=0.0),
+        metadata=doc(
+            "Further from the plan than this a base looks at its point, until it is near.",
+            unit="m",
+            exclusive_minimum=0.0,
+        ),
     )
     tolerance: float = field(
         default=0.01, metadata=doc("Closer to a plan that stands still than this, in m and rad: stand.", minimum=0.0)

@@ -93,6 +93,11 @@ class BaseDrive:
         return all(base.tracker.at_rest for base in self._tracked)
 
     @property
+    def tracks(self) -> bool:
+        """Whether any base is tracked."""
+        return bool(self._tracked)
+
+    @property
     def note(self) -> str:
         """What the obstacle stop did in this step; empty when nothing."""
         return self.guard.note if self.guard is not None else ""

@@ -261,6 +261,8 @@ class ControlLoop:
         problem = self._state_problem(t_ns) or self.base.problem(t_ns)
         if problem is not None:
             self.buffer.hold(t_ns)
+            if self.base.tracks:  # by when it may go on, the base has rolled past where the plan stopped
+                self.buffer.clear()
             self._hold(problem, None)
             return self._rest(dt_s)
         measured_c = self._measured()

@@ -197,6 +197,7 @@ class ObstacleStop:
             room = distance - self.spec.stop_distance
             slope = room / max(self.spec.slow_distance - self.spec.stop_distance, 1e-9) * self._max_speed
             cap = max(min(allowed_speed(room - lag_s * speed_now, self._acceleration, self._jerk), slope), 0.0)
+            cap = cap if cap >= CREEP else 0.0
             if cap >= speed:
                 self.distance = min(self.distance, distance)
                 break
@@ -213,7 +214,7 @@ class ObstacleStop:
         distance = self._distance(twist)
         what = f"obstacle {distance:.2f} m {side}" if self._knows(twist) else f"the scan does not see {side}"
         self.distance = min(self.distance, distance)
-        self.note = f"stopped: {what}" if cap < CREEP else f"obstacle: at most {cap:.2f} m/s, {what[9:]}"
+        self.note = f"stopped: {what}" if cap == 0.0 else f"obstacle: at most {cap:.2f} m/s, {what[9:]}"
 
     def _knows(self, twist: np.ndarray) -> bool:
         """Whether enough of the directions around the way were measured."""

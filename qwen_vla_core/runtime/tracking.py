@@ -4,9 +4,9 @@ The law is that of Kanayama, Kimura, Miyazaki and Noguchi (A stable tracking con
 robot, ICRA 1990): the plan's own velocity is fed forward, its distance ahead changes the speed, its distance to the
 side and its heading change the turning rate. Two things are changed, because waypoints also begin, end and turn on the
 spot. The gain on the heading does not fade with the speed (Samson's form: Canudas de Wit, Khennouf, Samson and
-Sørdalen, 1993), so that a base turns in place. And where the plan is far away, the base looks at its point instead of
-looking where the plan looks, as in pure pursuit: a standing point to the side can be reached only that way (Brockett
-1983) [O].
+Sørdalen, 1993), so that a base turns in place. And from where the plan is far away until it is near again, the base
+looks at its point instead of looking where the plan looks, as in pure pursuit: a standing point to the side can be
+reached only that way (Brockett 1983) [O].
 
 What the law wants is then limited in speed, acceleration and jerk by the rule that limits everything else
 (``motion.AccelerationRule``, applied to the speeds), so a stop obeys them too.
@@ -25,7 +25,7 @@ from qwen_vla_core.runtime.motion import AccelerationRule, Axes, Goal, State
 
 MIN_DT_S = 1e-6
 STILL = 1e-12
-SLOWEST = 0.05  # m/s: below it the distance to the side cannot be steered away
+SLOWEST = 0.05  # m/s: a plan below it stands still
 # (wanted, now, acceleration) of the twist (vx, vy, wz) → what may be wanted
 Guard = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -70,6 +70,7 @@ class PoseTracker:
                 is_velocity=np.ones(3, bool),
             )
         )
+        self._aiming = False
         self.twist = np.zeros(3)
         self.acceleration = np.zeros(3)
 
@@ -129,12 +130,15 @@ class PoseTracker:
             turn = rate[2] + spec.heading * off
             return np.array([joined + spec.along * ahead, drifting + spec.along * left, turn])
         speed = min(max(joined + spec.along * ahead, -spec.max_reverse), spec.max_speed)
-        backing = spec.max_reverse > 0 and ahead < 0 and away < 2 * spec.far
+        # A plan that drives off is not caught up with by backing after it.
+        chased = math.hypot(rate[0], rate[1]) > 0.5 * spec.max_reverse
+        backing = spec.max_reverse > 0 and ahead < 0 and away < 2 * spec.far and not chased
         look = math.atan2(-left, -ahead) if backing else math.atan2(left, ahead)
-        aim = min(max((away - spec.near) / max(spec.far - spec.near, 1e-9), 0.0), 1.0)
-        turn = rate[2] + spec.heading * off
-        if abs(speed) > SLOWEST:
-            turn += speed * spec.across * left
-        turn = (1.0 - aim) * turn + aim * spec.heading * look
-        astray = abs((1.0 - aim) * off + aim * look)
-        return np.array([speed * max(math.cos(min(astray, math.pi)), 0.0), 0.0, turn])
+        self._aiming = away > (spec.near if self._aiming else spec.far)
+        if self._aiming:
+            return np.array([speed * max(math.cos(look), 0.0), 0.0, spec.heading * look])
+        # The plan's speed along its own heading; where it stands still, the base's own, as it comes nearer.
+        moving = math.cos(setpoint[2]) * rate[0] + math.sin(setpoint[2]) * rate[1]
+        moving = moving if abs(moving) > SLOWEST else speed
+        sinc = math.sin(off) / off if abs(off) > 1e-6 else 1.0
+        return np.array([speed, 0.0, rate[2] + spec.heading * off + moving * spec.across * sinc * left])
