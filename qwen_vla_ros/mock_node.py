@@ -18,7 +18,6 @@ from rclpy.node import Node
 from sensor_msgs.msg import LaserScan
 from std_srvs.srv import Trigger
 
-from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec, Embodiment
 from qwen_vla_core.runtime.mock_robot import MockRobot, moving_pattern, pattern_background
 from qwen_vla_core.runtime.mock_scanner import DEFAULT_ROOM, scan_of_boxes
@@ -38,7 +37,9 @@ from qwen_vla_ros.node_utils import (
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
+    declare_robot,
     heartbeat,
+    load_robot,
     ns_to_stamp,
     run_node,
     status_message,
@@ -53,7 +54,7 @@ class MockNode(Node):
 
     def __init__(self) -> None:
         super().__init__("mock_node")
-        name = declare(self, "embodiment", "aloha", "Robot YAML (name or path)", read_only=True)
+        name = declare_robot(self, "aloha")
         text = (
             "Listen to each command's simulation_kind, where set: the robot's own message packages are then not needed"
         )
@@ -63,7 +64,7 @@ class MockNode(Node):
         )
         text = "Rate of the cameras; 0: that of the YAML's simulation section, or 15"
         camera_hz = declare(self, "camera_rate_hz", 0.0, text, read_only=True, minimum=0.0, maximum=120.0)
-        self.embodiment: Embodiment = load_embodiment(name)
+        self.embodiment: Embodiment = load_robot(self, name)
         self.robot = MockRobot(self.embodiment, self._simulated)
         text = (
             "Obstacles around a robot with a laser scanner: x0, y0, x1, y1 of each box, metres in the odometry's frame"

@@ -20,7 +20,6 @@ from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import LaserScan
 
-from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.runtime.mock_robot import SERVO_TIMEOUT_S
@@ -42,7 +41,9 @@ from qwen_vla_ros.node_utils import (
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
+    declare_robot,
     heartbeat,
+    load_robot,
     ns_to_stamp,
     run_node,
     status_message,
@@ -59,7 +60,7 @@ class SimNode(Node):
 
     def __init__(self) -> None:
         super().__init__("sim_node")
-        name = declare(self, "embodiment", "aloha", "Robot YAML (name or path)", read_only=True)
+        name = declare_robot(self, "aloha")
         self._factor = declare(
             self, "real_time_factor", 1.0, "Simulated seconds per second", read_only=True, minimum=0.05, maximum=10.0
         )
@@ -92,7 +93,7 @@ class SimNode(Node):
             wait_for_recorder=declare(self, "wait_for_recorder", False, "Start with the recorder only", read_only=True),
             summary_file=declare(self, "summary_file", "", "JSON with all outcomes", read_only=True),
         )
-        self.embodiment = load_embodiment(name)
+        self.embodiment = load_robot(self, name)
         simulation = self.embodiment.simulation
         if simulation is None:
             raise UserError(f"parameter 'embodiment': '{self.embodiment.name}' has no simulation section")
