@@ -24,7 +24,7 @@ from std_msgs.msg import Bool, Float64, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.rollouts.index import OUTCOMES, PARTIAL
 from qwen_vla_ros.bag import EpisodeBag
@@ -45,10 +45,13 @@ from qwen_vla_ros.node_utils import (
     NOTE_TOPIC,
     OUTCOME_TOPIC,
     PLAN_TOPIC,
+    PLAYING_TOPIC,
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
+    declare_robot,
     heartbeat,
+    load_robot,
     run_node,
     status_message,
 )
@@ -67,7 +70,7 @@ class RecorderNode(Node):
 
     def __init__(self) -> None:
         super().__init__("recorder_node")
-        name = declare(self, "embodiment", "aloha", "Robot YAML (name or path)", read_only=True)
+        name = declare_robot(self, "aloha")
         self._simulated = declare(
             self,
             "simulated",
@@ -101,7 +104,7 @@ class RecorderNode(Node):
         self._min_free_mb = declare(
             self, "min_free_mb", 1000, "Stop recording before less than this is free on the disk", minimum=0
         )
-        self.embodiment = load_embodiment(name)
+        self.embodiment = load_robot(self, name)
         self.run_dir = Path(run_dir).expanduser() if run_dir else next_run_dir(rollouts)
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -156,6 +159,8 @@ class RecorderNode(Node):
             elif topic == INSTRUCTION_TOPIC:
                 self._latched.pop((name, b""), None)  # a bag that begins with an instruction holds no earlier one
                 self._on_instruction(deserialize_message(data, String).data.strip())
+                self._latched[name, b""] = (name, data)
+            elif topic == PLAYING_TOPIC:
                 self._latched[name, b""] = (name, data)
             elif topic == STATUS_TOPIC:
                 for status in deserialize_message(data, DiagnosticArray).status:
@@ -241,6 +246,7 @@ class RecorderNode(Node):
             "embodiment_policy_hash": self.embodiment.policy_hash,
             "embodiment_yaml": self.embodiment.source_text,
             "namespace": self.get_namespace(),
+            "namespaced_topics": bool(self.get_parameter("namespaced_topics").value),
             "checkpoint": self._checkpoint,
             "simulated": self._simulated,
             "started_ns": self._began_ns,
@@ -382,6 +388,7 @@ def recorded_topics(embodiment: Embodiment, simulated: bool) -> dict[str, tuple[
         topics[group.command.topic] = (message_type, RELIABLE_QOS)
     topics[CHUNK_TOPIC] = topics[CONSUMED_TOPIC] = topics[PLAN_TOPIC] = (JointTrajectory, RELIABLE_QOS)
     topics[LATENCY_TOPIC] = (Float64, RELIABLE_QOS)
+    topics[PLAYING_TOPIC] = (String, LATCHED_QOS)
     topics[INSTRUCTION_TOPIC] = (String, LATCHED_QOS)
     topics[STATUS_TOPIC] = (DiagnosticArray, STATUS_QOS)
     topics[EPISODE_TOPIC] = (String, LATCHED_QOS)
