@@ -27,7 +27,7 @@ from trajectory_msgs.msg import JointTrajectory
 from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.rollouts.index import OUTCOMES, PARTIAL
-from qwen_vla_ros.bag import EpisodeBag
+from qwen_vla_ros.bag import EpisodeBag, learn
 from qwen_vla_ros.bringup import next_run_dir
 from qwen_vla_ros.commands import adapter_for, command_kind
 from qwen_vla_ros.estop import ANY_QOS, ESTOPPED_TOPIC
@@ -57,7 +57,9 @@ from qwen_vla_ros.node_utils import (
 )
 from qwen_vla_ros.verdicts import Verdict, attach, verdict_of
 
-IMAGE_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+IMAGE_QOS = QoSProfile(
+    depth=30, reliability=ReliabilityPolicy.BEST_EFFORT
+)  # a second: closing a bag waits for the disk
 STREAM_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 # What arrived shortly before an instruction goes into its bag, as much as a policy remembers: it may choose from that.
@@ -122,7 +124,7 @@ class RecorderNode(Node):
         self._last: tuple[Path, str] | None = None  # the episode closed last, and its outcome
         self._counts = {"bags": 0, "messages": 0, "bytes": 0}
         self._window = (time.monotonic(), 0)
-        self._losses = LossCounter()  # of the bag that is open
+        self._losses = LossCounter()  # since the last bag was opened
         self._lost_before = 0  # in bags that are closed
         self._problem = ""
         self._failure = ""  # of the last bag, until the next one is open
@@ -132,6 +134,7 @@ class RecorderNode(Node):
             kept = {camera.topic: KEPT_IMAGES for camera in self.embodiment.cameras}
             kept |= dict.fromkeys([*groups_by_topic(self.embodiment.state), PLAN_TOPIC], KEPT_OTHERS)
             self._recent = {self.resolve_topic_name(topic): deque(maxlen=most) for topic, most in kept.items()}
+        learn(message_type for message_type, _ in self.topics.values())
         for topic, (message_type, qos) in self.topics.items():
             self.create_subscription(message_type, topic, self._raw_callback(topic), qos, raw=True)
         self.create_subscription(Bool, HUMAN_TOPIC, self._raw_callback(HUMAN_TOPIC), LATCHED_QOS, raw=True)
@@ -179,8 +182,7 @@ class RecorderNode(Node):
                 verdict = self._verdict(deserialize_message(data, String).data)
             if event.get("event") == "started" and self._by_events:
                 self._begin({key: event.get(key) for key in ("index", "seed", "instruction")})
-            if self._bag is not None:
-                self._losses.heard(name, stream, info.get("publication_sequence_number"), single)
+            self._losses.heard(name, stream, info.get("publication_sequence_number"), single)
             self._write(name, data)
             if event.get("event") == "finished" and self._by_events:  # after its own message went into the bag
                 about = {"seconds": event.get("seconds"), "reason": event.get("reason"), "judged_by": "simulator"}
@@ -208,6 +210,8 @@ class RecorderNode(Node):
 
     def _fail(self, bag: EpisodeBag, error: OSError) -> None:
         """Gives the bag up and says so in the status until the next one is open; the node goes on."""
+        if self._bag is not None:
+            self._lost_before += self._losses.lost.total()
         self._bag = None
         self._failure = f"recording of {bag.path} failed: {error}; what was written stays in {PARTIAL}"
         self.get_logger().error(self._failure)
@@ -261,8 +265,7 @@ class RecorderNode(Node):
             return
         self._failure = self._note = ""
         self._told = [(self._began_ns, str(about.get("instruction") or ""))]
-        self._lost_before += self._losses.lost.total()
-        self._losses = LossCounter()
+        self._losses.lost.clear()  # what was lost between episodes; the numbers heard last still count
         earlier = [(t, name, data) for name, kept in self._recent.items() for t, data in kept]
         for arrived_ns, name, data in sorted(earlier, key=lambda message: message[0]):
             if self._began_ns - arrived_ns < BEFORE_S * 1e9:
@@ -279,6 +282,7 @@ class RecorderNode(Node):
         bag, self._bag = self._bag, None
         if bag is None:
             return
+        self._lost_before += self._losses.lost.total()
         seconds = round((int(self.get_clock().now().nanoseconds) - self._began_ns) * 1e-9, 3)
         told = [[round((at_ns - self._began_ns) * 1e-9, 3), text] for at_ns, text in self._told]
         known = {"seconds": seconds, "reason": "", "note": self._note, "instructions": told}
@@ -354,7 +358,7 @@ class RecorderNode(Node):
         self._window = (now, self._counts["bytes"])
         state = "recording" if self._bag is not None else "waiting"
         values = {"state": state, **self._counts, "mb_per_s": (self._counts["bytes"] - size) / 1e6 / (now - then)}
-        values["lost"] = self._lost_before + self._losses.lost.total()
+        values["lost"] = self._lost_before + (self._losses.lost.total() if self._bag is not None else 0)
         values["run_dir"] = self.run_dir
         values["episode"] = self._bag.path.name if self._bag is not None else ""
         values["last_episode"], values["last_outcome"] = (
