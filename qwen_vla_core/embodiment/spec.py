@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from qwen_vla_core.embodiment.spec_base import ObstacleStopSpec, TrackerSpec
+from qwen_vla_core.embodiment.spec_base import doc as doc
+
 GroupKind = Literal[
     "joint_position", "joint_delta", "eef_pose", "eef_delta", "gripper", "base_twist", "waypoint", "hand"
 ]
@@ -53,7 +56,7 @@ COMMAND_KINDS_BY_GROUP: dict[str, tuple[str, ...]] = {
     "eef_delta": ("twist_stamped", "twist", "pose_stamped"),
     "gripper": ("joint_trajectory", "forward_command", "interbotix_single", "interbotix_group"),
     "base_twist": ("twist", "twist_stamped"),
-    "waypoint": ("pose_stamped",),
+    "waypoint": ("twist", "twist_stamped", "pose_stamped"),
     "hand": ("joint_trajectory", "forward_command"),
 }
 # convention → (the group kind it needs, kinds that contradict it)
@@ -71,6 +74,7 @@ CONVENTION_KINDS: dict[str, tuple[str, frozenset[str]]] = {
 POSE_FIELDS = ("x", "y", "z", "qx", "qy", "qz", "qw")
 ODOMETRY_FIELDS = ("x", "y", "z", "yaw", "vx", "vy", "wz")
 TWIST_FIELDS = ("vx", "vy", "vz", "wx", "wy", "wz")
+TWIST_KINDS: frozenset[str] = frozenset({"twist", "twist_stamped"})
 COMMAND_MESSAGES: dict[str, str] = {
     "joint_trajectory": "trajectory_msgs/msg/JointTrajectory",
     "forward_command": "std_msgs/msg/Float64MultiArray",
@@ -88,11 +92,6 @@ STATE_MESSAGES: dict[str, str] = {
 # The fields that a source's message has; those of a JointState are the robot's joint names.
 STATE_FIELDS: dict[str, tuple[str, ...]] = {"odometry": ODOMETRY_FIELDS, "pose": POSE_FIELDS}
 IMAGE_MESSAGES: dict[str, str] = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
-
-
-def doc(text: str, **extra: Any) -> dict[str, Any]:
-    """Field metadata: one sentence for errors, schema and docs; ``extra`` may hold minimum, maximum, unit, …"""
-    return {"doc": text, **extra}
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,10 @@ class CommandSpec:
     topic: str = field(metadata=doc("Command topic."))
     fields: tuple[str, ...] = field(
         default=(),
-        metadata=doc("Joint names in message order (default: the channels), or twist fields (vx, vy, vz, wx, wy, wz)."),
+        metadata=doc(
+            "Joint names in message order (default: the channels), or twist fields (vx, vy, vz, wx, wy, wz; "
+            "waypoints: vx, wz)."
+        ),
     )
     group_name: str = field(
         default="", metadata=doc("Interbotix group or joint name; required for interbotix_* kinds.")
@@ -235,6 +237,10 @@ class CommandSpec:
         ),
     )
     map: LinearMap = field(default=LinearMap(), metadata=doc("Map from channel units to the command message's."))
+    tracker: TrackerSpec | None = field(
+        default=None,
+        metadata=doc("For waypoints commanded as a twist: the base's limits and the law that follows them."),
+    )
 
 
 @dataclass(frozen=True)
@@ -283,6 +289,20 @@ class ActionGroup:
     grip: GripSpec | None = field(
         default=None, metadata=doc("Closing rate and force of a gripper group; default: its defaults.")
     )
+
+    def command_kind(self, simulated: bool) -> CommandKind:
+        """The kind it is commanded with on the robot, or in simulation."""
+        command = self.command
+        return command.simulation_kind if simulated and command.simulation_kind is not None else command.kind
+
+    def tracked(self, simulated: bool = False) -> bool:
+        """Whether its waypoints become a twist here, instead of being told to something that follows poses."""
+        return self.kind == "waypoint" and self.command_kind(simulated) in TWIST_KINDS
+
+    @property
+    def twist_fields(self) -> tuple[str, ...]:
+        """Fields of the twist that its waypoints become."""
+        return self.command.fields or ("vx", "wz")
 
 
 @dataclass(frozen=True)
@@ -357,6 +377,9 @@ class SafetySpec:
     )
     workspace: tuple[Workspace, ...] = field(
         default=(), metadata=doc("Boxes that points of the robot must not leave; optional, several per robot.")
+    )
+    obstacle_stop: ObstacleStopSpec | None = field(
+        default=None, metadata=doc("A laser scanner that stops the base; without one nothing looks where it drives.")
     )
 
 

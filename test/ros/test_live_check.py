@@ -233,12 +233,12 @@ def test_the_mock_passes_and_a_wrong_yaml_does_not(
     assert any("160x120 rgb8" in finding.message for finding in findings)
     monkeypatch.setattr(live, "DISCOVERY_S", 4.0)
     wrong = mock.with_name("wrong.yaml")
-    wrong.write_text(robot.source_text.replace("/target_pose", "/target_poes").replace("160, 120", "160, 90"))
+    wrong.write_text(robot.source_text.replace("/cmd_vel", "/cmd_vle").replace("160, 120", "160, 90"))
     assert main(["embodiment", "check", str(wrong), "--live", "--seconds", "1", "--json"]) == 2
     (result,) = json.loads(capsys.readouterr().out)
     errors = [line for line in result["live"] if line["level"] == "error"]
     assert not result["ok"] and len(errors) == 2
-    assert "another shape" in errors[0]["message"] and "did you mean '/target_pose'?" in errors[1]["fix"]
+    assert "another shape" in errors[0]["message"] and "did you mean '/cmd_vel'?" in errors[1]["fix"]
 
 
 def test_a_controller_is_asked_for_its_joints_and_its_qos(monkeypatch: pytest.MonkeyPatch) -> None:
