@@ -147,7 +147,7 @@ def _stand(drive: Drive, ticks: int) -> None:
         drive.tick_s.append(time.perf_counter() - began)
 
 
-def plot(path: Path, eight_drive: Drive, walls: list[Drive]) -> None:
+def plot(path: Path, eight_drive: Drive, walls: dict[float, Drive]) -> None:
     """The figure eight from above, and speeds before a wall."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -159,10 +159,11 @@ def plot(path: Path, eight_drive: Drive, walls: list[Drive]) -> None:
     left.plot(planned[:, 0], planned[:, 1], color="0.75", linewidth=5, label="plan")
     left.plot(rows[:, 1], rows[:, 2], color="tab:blue", linewidth=1.5, label="driven by twist")
     left.set(xlabel="x [m]", ylabel="y [m]", aspect="equal", title="waypoints followed as a twist")
-    left.legend(loc="upper right")
-    for drive in walls:
+    left.legend(loc="upper center", ncols=2)
+    left.set_ylim(-0.6, 0.8)
+    for speed, drive in walls.items():
         rows = np.array(drive.rows)
-        right.plot(3.0 - SIDE - rows[:, 1], rows[:, 4], label=f"plan of {rows[:, 4].max():.2g} m/s")
+        right.plot(3.0 - SIDE - rows[:, 1], rows[:, 4], label=f"plan of {speed:g} m/s")
     right.axvspan(0, STOP_M, color="tab:red", alpha=0.15)
     right.text(STOP_M / 2, 0.35, "stop distance", rotation=90, ha="center", va="center")
     right.axvline(STOP.slow_distance, color="0.6", linestyle="--")
@@ -188,7 +189,7 @@ def main() -> int:
         "tick_us": cost(),
     }
     if args.plot:
-        plot(args.plot, drive, [drive for _, drive in stops[1:]])
+        plot(args.plot, drive, {row["speed"]: stopped for row, stopped in stops[1:]})
     if args.json:
         print(json.dumps(result, indent=2))
         return 0
