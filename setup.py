@@ -29,7 +29,10 @@ setup(
     maintainer="qwen_vla_ros maintainers",
     maintainer_email="qwen-vla-ros@users.noreply.github.com",
     packages=find_packages(include=["qwen_vla_core", "qwen_vla_core.*", "qwen_vla_ros", "qwen_vla_ros.*"]),
-    package_data={"qwen_vla_core": ["py.typed", "sim/worlds/*.xml"], "qwen_vla_ros": ["py.typed", "dashboard/static/*"]},
+    package_data={
+        "qwen_vla_core": ["py.typed", "sim/worlds/*.xml"],
+        "qwen_vla_ros": ["py.typed", "dashboard/static/*"],
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),

@@ -82,7 +82,9 @@ def _arguments(robot: str | None) -> list[DeclareLaunchArgument]:
             "dashboard_port", default_value=str(DEFAULT_PORT), description="Its port, or the next free one"
         ),
         DeclareLaunchArgument(
-            "dashboard_token_file", default_value="", description="Token that browsers must show; needed beyond loopback"
+            "dashboard_token_file",
+            default_value="",
+            description="Token that browsers must show; needed beyond loopback",
         ),
         DeclareLaunchArgument(
             "dashboard_read_only", default_value="false", choices=BOOLEANS, description="Show everything, press nothing"

@@ -2,8 +2,8 @@
 
 Without a token the server listens on loopback only, and every browser of this computer may use it; but not every *page*
 in such a browser: a request that another site caused (its ``Origin``, ``Sec-Fetch-Site``), or that arrived under a name
-that is not this computer's own (DNS rebinding), is refused. With a token every request must carry it in ``Authorization``
-or come with the cookie that was given in exchange for it.
+that is not this computer's own (DNS rebinding), is refused. With a token every request must carry it in
+``Authorization``, or come with the cookie that was given in exchange for it.
 """
 
 from __future__ import annotations

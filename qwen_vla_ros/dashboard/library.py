@@ -1,21 +1,20 @@
 """The recorded episodes for the page: their list, labels given afterwards, and films. No ROS in here.
 
-Nothing here happens in the event loop: folders are read in a thread, and a film, which means decoding a bag and encoding
-a video, is made by a process of its own with the lowest priority, one at a time.
+Nothing here happens in the event loop: folders are read in a thread, and a film, which means decoding a bag and
+encoding a video, is made by a process of its own with a low priority, one at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.rollouts.index import Rollout, find_rollouts, label
+from qwen_vla_core.rollouts.index import SIDECAR, Rollout, find_rollouts, label
 
 FRESH_S = 1.0  # how long a list of rollouts is shown again before the folders are looked at again
 SHOWN = 300  # the newest; more would only be scrolled past
@@ -74,7 +73,7 @@ class Library:
         if rollout.recording:
             raise UserError(f"{name} is being recorded: its film can be made when it has ended")
         path = film_path(rollout)
-        if _is_newer(path, rollout.bag):
+        if _is_newer(path, rollout.bag, rollout.folder / SIDECAR):  # the film shows the outcome, which may change
             return path
         failed = self._failed.get(name)
         if failed is not None and failed[0] == rollout.size:
@@ -133,11 +132,12 @@ def film_path(rollout: Rollout) -> Path:
     return (run.parent if rollout.partial else run) / FILMS / f"{rollout.folder.name}.mp4"
 
 
-def _is_newer(film: Path, bag: Path) -> bool:
+def _is_newer(film: Path, *sources: Path) -> bool:
     try:
-        return os.stat(film).st_mtime >= os.stat(bag).st_mtime
+        made = film.stat().st_mtime
     except OSError:
         return False
+    return all(not source.exists() or source.stat().st_mtime <= made for source in sources)
 
 
 def _row(rollout: Rollout) -> dict[str, Any]:

@@ -20,21 +20,24 @@ from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
 from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.rollouts.index import OUTCOMES
 from qwen_vla_core.serving.access import read_token, server_tls
 from qwen_vla_ros.bringup import DASHBOARD_TOKEN, DEFAULT_HOST, DEFAULT_PORT
 from qwen_vla_ros.dashboard.board import Board
 from qwen_vla_ros.dashboard.library import Library
-from qwen_vla_ros.dashboard.robot import OUTCOMES, Answer, describe
+from qwen_vla_ros.dashboard.robot import Answer, describe
 from qwen_vla_ros.dashboard.sampler import Sampler
 from qwen_vla_ros.dashboard.server import Dashboard, ServerThread, Settings
 from qwen_vla_ros.dashboard.sessions import Hub
 from qwen_vla_ros.dashboard.timeline import Timeline
 from qwen_vla_ros.estop import ESTOP_REQUEST_TOPIC, ESTOPPED_TOPIC
 from qwen_vla_ros.node_utils import (
+    COMMAND_QOS,
     EPISODE_TOPIC,
     INSTRUCTION_TOPIC,
     LATCHED_QOS,
     LEVELS,
+    NOTE_TOPIC,
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
@@ -108,9 +111,10 @@ class DashboardNode(Node):
 
     def _subscribe(self) -> None:
         self._instruction_publisher = self.create_publisher(String, INSTRUCTION_TOPIC, LATCHED_QOS)
+        self._note_publisher = self.create_publisher(String, NOTE_TOPIC, COMMAND_QOS)
         self._estop_publisher = self.create_publisher(Bool, ESTOP_REQUEST_TOPIC, LATCHED_QOS)
         self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
-        self._clients = {action: self.create_client(Trigger, service) for action, service in SERVICES.items()}
+        self._triggers = {action: self.create_client(Trigger, service) for action, service in SERVICES.items()}
         self._robot_resets = [self.create_client(Trigger, service) for service in ROBOT_RESETS]
         self.create_subscription(DiagnosticArray, STATUS_TOPIC, self._on_status, STATUS_QOS)
         self.create_subscription(String, INSTRUCTION_TOPIC, self._on_instruction, LATCHED_QOS)
@@ -169,7 +173,7 @@ class DashboardNode(Node):
         self._hub.ring()
 
     def _on_timer(self) -> None:
-        ready = {action: client.service_is_ready() for action, client in self._clients.items()}
+        ready = {action: client.service_is_ready() for action, client in self._triggers.items()}
         ready["robot_reset"] = any(client.service_is_ready() for client in self._robot_resets)
         if self._board.put("services", ready):
             self._hub.ring()
@@ -190,7 +194,16 @@ class DashboardNode(Node):
         if action == "robot_reset":
             ready = [client for client in self._robot_resets if client.service_is_ready()]
             return self._call(ready[0] if ready else self._robot_resets[0], ANSWER_S)
-        return self._call(self._clients[action], ANSWER_S)
+        if action in OUTCOMES:
+            return self._judge(action, text)
+        return self._call(self._triggers[action], ANSWER_S)
+
+    async def _judge(self, outcome: str, note: str) -> Answer:
+        """Ends the episode; its note follows, and the recorder adds it to the episode that was closed last."""
+        answer = await self._call(self._triggers[outcome], ANSWER_S)
+        if answer.ok and note:
+            self._note_publisher.publish(String(data=note))
+        return answer
 
     async def _instruct(self, text: str) -> Answer:
         self._instruction_publisher.publish(String(data=text))
@@ -198,7 +211,7 @@ class DashboardNode(Node):
 
     async def _stop_everything(self) -> Answer:
         """Asks the controller; one that does not answer at once is told by topic, where also a later one hears it."""
-        answer = await self._call(self._clients["estop"], ESTOP_ANSWER_S)
+        answer = await self._call(self._triggers["estop"], ESTOP_ANSWER_S)
         if answer.ok:
             return answer
         self._estop_publisher.publish(Bool(data=True))
@@ -209,7 +222,7 @@ class DashboardNode(Node):
         if self._estop_sent:  # only this page's own request is withdrawn, never that of a button on the wall
             self._estop_publisher.publish(Bool(data=False))
             self._estop_sent = False
-        return await self._call(self._clients["reset"], ANSWER_S)
+        return await self._call(self._triggers["reset"], ANSWER_S)
 
     async def _call(self, client: Any, timeout_s: float) -> Answer:
         if not client.service_is_ready():

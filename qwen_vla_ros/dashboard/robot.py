@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qwen_vla_core.embodiment import Embodiment
+from qwen_vla_core.rollouts.index import OUTCOMES
 
 MAX_TEXT = 500  # characters of an instruction or a note
-OUTCOMES = ("success", "partial", "failure", "aborted")
 ACTIONS = ("instruction", "start", "stop", "estop", "reset", "robot_reset", *OUTCOMES)
 TEXT_ACTIONS = ("instruction", *OUTCOMES)  # these carry an instruction or a note
 

@@ -140,7 +140,9 @@ class Sampler:
             enable_rosout=False,
         )
         robot = self._embodiment
-        self._cameras = [(camera, PolledTopic(node, image_message_type(camera), camera.topic, 1)) for camera in robot.cameras]
+        self._cameras = [
+            (camera, PolledTopic(node, image_message_type(camera), camera.topic, 1)) for camera in robot.cameras
+        ]
         self._states: list[tuple[tuple[StateGroup, ...], PolledTopic]] = [
             (groups, PolledTopic(node, state_message_type(groups), topic, STREAM_DEPTH))
             for topic, groups in groups_by_topic(robot.state).items()
@@ -173,7 +175,9 @@ class Sampler:
         self._ticks += 1
         self._board.put("channels", {"command": self._commanded, "measured": self._measured})
         self._board.put("latency", self._latencies)
-        self._board.put("ages", {"tick": self._ticks, "now": now_ns * 1e-9, "status": self._ages(), "topics": self._topics()})
+        self._board.put(
+            "ages", {"tick": self._ticks, "now": now_ns * 1e-9, "status": self._ages(), "topics": self._topics()}
+        )
         self._viewers.tick(pictures)
 
     def _read_states(self) -> None:
@@ -249,7 +253,9 @@ class Sampler:
         rows.append(self._row("policy", "plan", self._plans, None))
         return rows
 
-    def _row(self, kind: str, name: str, topic: PolledTopic, limit_ms: float | None, problem: str = "") -> dict[str, Any]:
+    def _row(
+        self, kind: str, name: str, topic: PolledTopic, limit_ms: float | None, problem: str = ""
+    ) -> dict[str, Any]:
         age_s = topic.age_s
         return {
             "kind": kind,

@@ -17,11 +17,12 @@ from typing import Any
 from aiohttp import web
 
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.rollouts.index import OUTCOMES
 from qwen_vla_core.serving.access import check_binding, is_loopback
 from qwen_vla_ros.bringup import DASHBOARD_TOKEN, DEFAULT_HOST, DEFAULT_PORT
 from qwen_vla_ros.dashboard.guard import HEADERS, Guard
 from qwen_vla_ros.dashboard.library import Library
-from qwen_vla_ros.dashboard.robot import ACTIONS, MAX_TEXT, OUTCOMES, TEXT_ACTIONS, Robot
+from qwen_vla_ros.dashboard.robot import ACTIONS, MAX_TEXT, TEXT_ACTIONS, Robot
 from qwen_vla_ros.dashboard.sessions import Hub
 
 TRIED_PORTS = 50  # the wanted one and those after it
@@ -64,9 +65,7 @@ class Dashboard:
         about: what the page needs to know once (``robot.describe``).
     """
 
-    def __init__(
-        self, settings: Settings, robot: Robot, hub: Hub, library: Library, about: dict[str, Any]
-    ) -> None:
+    def __init__(self, settings: Settings, robot: Robot, hub: Hub, library: Library, about: dict[str, Any]) -> None:
         settings.check()
         self._settings = settings
         self._robot, self._hub, self._library = robot, hub, library

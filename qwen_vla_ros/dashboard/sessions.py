@@ -1,7 +1,7 @@
 """One browser's websocket: it is sent what is newest, and nothing more until it has dealt with that. No ROS in here.
 
-A browser says when it has taken a state message and when it has drawn a picture. At most ``STATES_IN_FLIGHT`` states and
-one picture per camera are on their way to it at any time. So a slow phone sees fewer pictures, never old ones, and
+A browser says when it has taken a state message and when it has drawn a picture. At most ``STATES_IN_FLIGHT`` states
+and one picture per camera are on their way to it at any time. So a slow phone sees fewer pictures, never old ones, and
 neither the server's memory nor any other browser, let alone the graph, is touched by it.
 """
 

@@ -105,9 +105,7 @@ class Timeline:
         return {
             "channel": channel,
             "chunks": chunks,
-            "plan": None
-            if plan is None
-            else {"t": _seconds(plan.t_ns), "values": _rounded(plan.rows_tc[:, channel])},
+            "plan": None if plan is None else {"t": _seconds(plan.t_ns), "values": _rounded(plan.rows_tc[:, channel])},
             "measured": {
                 "t": [_seconds(t_ns) for t_ns, _ in measured[-100:]],
                 "values": [round(float(value or 0.0), DIGITS) for _, value in measured[-100:]],
