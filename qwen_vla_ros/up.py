@@ -43,6 +43,7 @@ GRACE_S = {signal.SIGINT: 10.0, signal.SIGTERM: 3.0, signal.SIGKILL: 2.0}
 PR_SET_PDEATHSIG = 1
 RESTARTS = 5  # of a node that the robot does not need, each after waiting twice as long
 RESTART_AFTER_S = 1.0
+WELL_AFTER_S = 60.0  # one that ran for so long begins to be counted anew
 USER_MISTAKE = 2  # exit code: starting again would not help
 Echo = Callable[[str], None]
 
@@ -175,6 +176,7 @@ class Child:
         self._start(echo)
 
     def _start(self, echo: Echo) -> None:
+        self._started_at = time.monotonic()
         self.process = subprocess.Popen(
             command_line(self.spec),
             env=process_environment(self.spec),
@@ -200,6 +202,8 @@ class Child:
         if self._given_up:
             return
         if self._revive_at is None:
+            if now - self._started_at > WELL_AFTER_S:
+                self._restarts = 0
             self._given_up = code == USER_MISTAKE or self._restarts == RESTARTS
             self._revive_at = now + RESTART_AFTER_S * 2**self._restarts
             what = "the others go on without it" if self._given_up else "the others go on, it is started again"

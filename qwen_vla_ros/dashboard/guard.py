@@ -33,6 +33,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
+    "Server": "qwen_vla",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }

@@ -17,15 +17,40 @@ export class Chunks {
     this.now = 0;
     this.heardAt = 0;
     const select = $("#channel");
+    this.onChannel = onChannel;
+    this.travel = about.channels.map(() => 0);
+    this.before = null;
+    this.chosenAt = -8000;
+    select.append(el("option", { value: "auto" }, "what moves most"));
     about.channels.forEach((channel, index) => select.append(el("option", { value: String(index) }, channel.name)));
-    select.addEventListener("change", () => onChannel(Number(select.value)));
+    select.addEventListener("change", () => (select.value === "auto" ? this.follow(0) : onChannel(Number(select.value))));
     this.canvas.style.height = `${TOP + LANES * LANE + 12 + CURVE + 22}px`;
     this.wordsAt = 0;
     new ResizeObserver(() => this.draw()).observe(this.canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
 
+  /** Shows the channel whose command has moved most, as a share of its range, lately; looked at every some seconds. */
+  follow(everyMs) {
+    if ($("#channel").value !== "auto" || performance.now() - this.chosenAt < everyMs) return;
+    const most = this.travel.indexOf(Math.max(...this.travel));
+    if (this.travel[most] < 0.02) return;
+    this.chosenAt = performance.now();
+    this.travel.fill(0);
+    this.onChannel(most);
+  }
+
+  moved(command) {
+    command.forEach((value, index) => {
+      const [before, channel] = [this.before?.[index], this.about.channels[index]];
+      if (value !== null && typeof before === "number") this.travel[index] += Math.abs(value - before) / (channel.upper - channel.lower || 1);
+    });
+    this.before = command;
+    this.follow(8000);
+  }
+
   update(state, sections) {
+    if (sections.channels) this.moved(sections.channels.command);
     if (sections.timeline) this.data = sections.timeline;
     if (!sections.ages || !this.data) return;
     this.now = sections.ages.now;
@@ -140,7 +165,7 @@ export class Chunks {
     paint.restore();
     paint.fillStyle = colour.muted;
     paint.textAlign = "left";
-    paint.fillText(`${(middle + half).toFixed(2)} ${about.unit}`, 4, top + 10);
+    paint.fillText(`${about.name}  ${(middle + half).toFixed(2)} ${about.unit}`, 4, top + 10);
     paint.fillText(`${(middle - half).toFixed(2)} ${about.unit}`, 4, top + CURVE - 3);
   }
 }

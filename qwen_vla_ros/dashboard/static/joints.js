@@ -61,8 +61,9 @@ function span(element, from, to) {
   if (element.style.width !== width) element.style.width = width;
 }
 
+/** Fingers are at a limit whenever they are open or closed: that is no news. */
 function atLimit(channel, value) {
-  if (value === null || channel.upper - channel.lower <= 0) return "";
+  if (value === null || channel.kind === "gripper" || channel.kind === "hand" || channel.upper - channel.lower <= 0) return "";
   const near = NEAR * (channel.upper - channel.lower);
   if (value >= channel.upper - near) return "at upper limit";
   if (value <= channel.lower + near) return "at lower limit";
