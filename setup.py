@@ -90,6 +90,7 @@ setup(
             "pyarrow>=17",
             "zarr>=3; python_version >= '3.11'",
         ],
+        "rerun": ["rerun-sdk>=0.24"],
         "ray": ["ray[data]>=2.40"],
         "train": ["matplotlib>=3.8", "peft>=0.17", "pillow>=10", "tensorboard>=2.18"],
         "flash": ["flash-attn>=2.7; platform_system == 'Linux'"],

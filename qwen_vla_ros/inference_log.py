@@ -85,7 +85,8 @@ class InferenceRecord:
         held: what it knew of the plan; None: the strategy does not ask.
         seed: of the sampler's noise; None: the engine drew it itself.
         flow_steps: Euler steps asked for; 0: the checkpoint's.
-        inputs: digest of all that the engine was asked with, but for the noise.
+        inputs: part → digest of what the engine was asked with: every view, ``state``, ``question`` (instruction,
+            stamp, robot, steps) and ``committed``; the noise is its seed.
         chunk: digest of the actions.
         ms: where the time went.
     """
@@ -103,7 +104,7 @@ class InferenceRecord:
     held: Held | None
     seed: int | None
     flow_steps: int
-    inputs: str
+    inputs: Mapping[str, str]
     chunk: str
     ms: Mapping[str, float] = field(default_factory=dict)
 
@@ -153,31 +154,37 @@ def record_of(
         held=asked.held,
         seed=asked.seed,
         flow_steps=asked.flow_steps,
-        inputs=inputs_digest(observation, asked.embodiment, asked.committed, asked.flow_steps),
+        inputs=input_digests(observation, asked.embodiment, asked.committed, asked.flow_steps),
         chunk=chunk_digest(chunk.actions_hc),
         ms={name: seconds * 1e3 for name, seconds in spent_s.items()},
         **about,
     )
 
 
-def inputs_digest(observation: Observation, embodiment: str, committed: Committed | None, flow_steps: int) -> str:
-    """Digest of all that an engine is asked with, but for the noise: pictures, state, sentence, stamp, plan."""
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    digest.update(f"{VERSION} {embodiment} {observation.stamp_ns} {flow_steps} {observation.instruction}".encode())
-    for view, picture in observation.images.items():
-        digest.update(f"|{view} {picture.shape} {picture.dtype}|".encode())
-        digest.update(np.ascontiguousarray(picture).data)
-    digest.update(np.ascontiguousarray(observation.state, np.float64).data)
+def input_digests(
+    observation: Observation, embodiment: str, committed: Committed | None, flow_steps: int
+) -> dict[str, str]:
+    """Digests of all that an engine is asked with, but for the noise; see ``InferenceRecord.inputs``."""
+    parts = {view: _digest(picture) for view, picture in observation.images.items()}
+    parts["state"] = _digest(np.asarray(observation.state, np.float64))
+    question = f"{embodiment}|{observation.stamp_ns}|{flow_steps}|{observation.instruction}"
+    parts["question"] = hashlib.blake2b(question.encode(), digest_size=DIGEST_BYTES).hexdigest()
     if committed is not None:
-        digest.update(f"|{committed.use} {committed.frozen} {committed.actions_hc.shape}|".encode())
-        digest.update(np.ascontiguousarray(committed.actions_hc, np.float64).data)
+        told = f"{committed.use}|{committed.frozen}"
+        parts["committed"] = _digest(np.asarray(committed.actions_hc, np.float64), told)
+    return parts
+
+
+def _digest(values: np.ndarray, told: str = "") -> str:
+    """Of shape, type and bytes."""
+    digest = hashlib.blake2b(f"{values.shape}|{values.dtype}|{told}|".encode(), digest_size=DIGEST_BYTES)
+    digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 
 def chunk_digest(actions_hc: np.ndarray) -> str:
     """Digest of a chunk's (H, c) actions."""
-    rows = np.ascontiguousarray(actions_hc, np.float64)
-    return hashlib.blake2b(rows.tobytes() + repr(rows.shape).encode(), digest_size=DIGEST_BYTES).hexdigest()
+    return _digest(np.asarray(actions_hc, np.float64))
 
 
 def noise_of(seed: int, shape: tuple[int, int]) -> np.ndarray:

@@ -96,6 +96,14 @@ class ObservationBuffer:
                 if all(channel in values for channel in group.channels):
                     self._readings[group.name].append(_Reading(stamp_ns, {c: values[c] for c in group.channels}))
 
+    def stamps(self) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+        """View → stamps of the pictures that are held now, oldest first, and state group → those of its readings."""
+        with self._lock:
+            return (
+                {view: tuple(frame.stamp_ns for frame in history) for view, history in self._frames.items()},
+                {name: tuple(reading.stamp_ns for reading in kept) for name, kept in self._readings.items()},
+            )
+
     def observe(self, now_ns: int, instruction: str) -> Observation | str:
         """The newest complete observation, or one line that says what is missing, stale or out of step.
 

@@ -166,6 +166,8 @@ class RecorderNode(Node):
                 if human == self._human:
                     return
                 self._human, self._latched[name, b""], single = human, (name, data), lambda: False
+            elif topic == ESTOPPED_TOPIC:
+                self._latched[name, b""] = (name, data)
             elif topic == OUTCOME_TOPIC:
                 verdict = self._verdict(deserialize_message(data, String).data)
             if event.get("event") == "started" and self._by_events:
