@@ -60,9 +60,10 @@ def test_every_shipped_robot_is_described() -> None:
         assert all(channel["lower"] < channel["upper"] for channel in about["channels"])
         assert [camera["view"] for camera in about["cameras"]] == list(robot.views)
     units = {
-        channel["name"]: channel["unit"] for channel in describe(load_embodiment("mobile_base"), False)["channels"]
+        name: [channel["unit"] for channel in describe(load_embodiment(name), False)["channels"]]
+        for name in ("mobile_base", "widowx")
     }
-    assert list(units.values())[:2] == ["m/s", "rad/s"]
+    assert units == {"mobile_base": ["m", "m", "rad"], "widowx": ["m"] * 3 + ["rad"] * 3 + ["fraction"]}
 
 
 def test_pictures_are_made_small() -> None:

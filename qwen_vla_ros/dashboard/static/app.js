@@ -45,10 +45,10 @@ function start(about) {
   if (about.read_only) document.querySelectorAll(".writes, #estop").forEach((element) => element.remove());
   const state = {};
   const cameras = new Cameras(about.cameras, (wanted) => link.send({ views: wanted }));
-  const controls = about.read_only ? null : new Controls();
+  const rollouts = new Rollouts(about);
+  const controls = about.read_only ? null : new Controls(() => rollouts.refresh());
   const chunks = new Chunks(about, (channel) => link.choose(channel));
   const parts = [cameras, controls, new Joints(about.channels), chunks, new Timing(about), new Nodes(SILENT_NODE_S)];
-  const rollouts = new Rollouts(about);
   parts.push(rollouts);
 
   const link = new Link({

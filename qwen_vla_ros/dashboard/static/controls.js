@@ -3,10 +3,13 @@
 import { $, $$, el, say, show } from "/static/dom.js";
 import { post } from "/static/link.js";
 
+const NOTE_WRITTEN_MS = [300, 1500]; // the recorder writes it when the bag is closed
 const SHOWN_MS = { ok: 4000, bad: 12000 };
 
 export class Controls {
-  constructor() {
+  /** @param onJudged called when an episode has been closed, and once more when its note has been written */
+  constructor(onJudged) {
+    this.onJudged = onJudged;
     this.busy = new Set();
     show($("#estop"), true);
     $("#estop").addEventListener("click", () => this.act("estop", "", $("#estop")));
@@ -40,7 +43,9 @@ export class Controls {
 
   async judge(button) {
     const answer = await this.act(button.dataset.outcome, $("#note").value, button);
-    if (answer?.ok) $("#note").value = "";
+    if (!answer?.ok) return;
+    $("#note").value = "";
+    for (const wait of NOTE_WRITTEN_MS) setTimeout(this.onJudged, wait);
   }
 
   async act(action, text, button) {
