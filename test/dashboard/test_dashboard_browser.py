@@ -20,6 +20,7 @@ pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
 pytest.importorskip("selenium", reason="selenium is not installed")
 
 from graph_support import Graph, Watcher, ros_domain  # noqa: F401
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -52,7 +53,9 @@ class Page:
         return self.window.find_element(By.CSS_SELECTOR, selector)
 
     def wait(self, what: str, condition: Any, timeout_s: float = 30.0) -> Any:
-        return WebDriverWait(self.window, timeout_s, poll_frequency=0.05).until(lambda _: condition(), what)
+        fleeting = (StaleElementReferenceException,)  # a list is drawn anew while it is read
+        waiting = WebDriverWait(self.window, timeout_s, 0.05, fleeting)
+        return waiting.until(lambda _: condition(), what)
 
     def click(self, selector: str) -> None:
         self.wait(f"{selector} to be enabled", lambda: self.find(selector).is_enabled())
@@ -149,7 +152,8 @@ def test_the_operator_runs_and_labels_an_episode(shift: SimpleNamespace, number:
     item = f"#rollouts [data-name='run/episode_{number:03d}']"
     page.wait("the rollout", lambda: number + 1 == page.number("document.querySelectorAll('#rollouts li').length"))
     page.wait("its note", lambda: note in page.text(item))
-    assert outcome in page.text(f"{item} .outcome") and instruction in page.text(item)
+    page.says(f"{item} .outcome", outcome)
+    page.says(item, instruction)
     assert page.find("#note").get_attribute("value") == ""
     (found,) = [rollout for rollout in find_rollouts(shift.rollouts) if rollout.number == number]
     assert (found.outcome, found.instruction, found.note, found.judged_by) == (outcome, instruction, note, "operator")

@@ -13,6 +13,7 @@ export class Rollouts {
     this.about = about;
     this.rows = [];
     this.shown = "";
+    this.items = new Map(); // name → its row as text, its element
     this.playing = "";
     this.editing = "";
     this.bags = "";
@@ -57,7 +58,23 @@ export class Rollouts {
     say($("#tally"), this.rows.length ? `${this.rows.length} recorded: ${parts.join(", ")}` : "Nothing has been recorded yet.");
     const wanted = $("#filter").value;
     const rows = this.rows.filter((row) => !wanted || row.outcome === wanted);
-    $("#rollouts .list").replaceChildren(...rows.map((row) => this.row(row)));
+    const list = $("#rollouts .list");
+    const wantedItems = rows.map((row) => this.item(row));
+    const kept = new Set(wantedItems);
+    for (const item of [...list.children]) if (!kept.has(item)) item.remove();
+    // An element that is in its place is not touched: a focused button keeps the focus.
+    wantedItems.forEach((item, index) => {
+      if (list.children[index] !== item) list.insertBefore(item, list.children[index] ?? null);
+    });
+  }
+
+  item(row) {
+    const text = JSON.stringify(row);
+    const known = this.items.get(row.name);
+    if (known?.text === text) return known.element;
+    const element = this.row(row);
+    this.items.set(row.name, { text, element });
+    return element;
   }
 
   row(row) {
@@ -107,6 +124,7 @@ export class Rollouts {
   }
 
   done() {
+    this.items.delete(this.editing); // drawn anew, without the form
     this.editing = "";
     this.shown = "";
     this.refresh();
