@@ -30,7 +30,7 @@ setup(
     maintainer_email="qwen-vla-ros@users.noreply.github.com",
     packages=find_packages(include=["qwen_vla_core", "qwen_vla_core.*", "qwen_vla_ros", "qwen_vla_ros.*"]),
     package_data={
-        "qwen_vla_core": ["py.typed", "sim/worlds/*.xml"],
+        "qwen_vla_core": ["py.typed", "sim/worlds/*.xml", "evaluation/pages/*.html"],
         "qwen_vla_ros": ["py.typed", "dashboard/static/*"],
     },
     data_files=[
@@ -48,6 +48,7 @@ setup(
     # ROS packages are never hard dependencies: a sourced ROS 2 provides them, or the [ros-wheels] extra does.
     install_requires=[
         "aiohttp>=3.10,<4",
+        "jinja2>=3.1",
         "msgpack>=1.0",
         "numpy>=1.26",
         "opencv-python",

@@ -77,6 +77,8 @@ def build_graph(
     server_ca_file: str = "",
     mock: bool = False,
     policy: bool = True,
+    suite: str = "",
+    axis: str = "",
     dashboard: bool = False,
     dashboard_host: str = DEFAULT_HOST,
     dashboard_port: int = DEFAULT_PORT,
@@ -108,6 +110,8 @@ def build_graph(
         server_ca_file: certificate to trust for ``wss://``.
         mock: a kinematic mock takes the place of the drivers: it works for every robot, and no episode is judged.
         policy: start the policy; without it any other source of chunks may drive.
+        suite: in simulation, use the worlds of this suite (``qwen-vla eval suites``).
+        axis: of that suite.
         dashboard: start the operator's web page.
         dashboard_host: address it is served on; any but a loopback one needs a token.
         dashboard_port: its port; where it is taken, the next free one.
@@ -188,6 +192,8 @@ def build_graph(
             "episodes": episodes,
             "seed": seed,
             "task": task,
+            "suite": suite,
+            "axis": axis,
             "episode_timeout_s": float(episode_timeout_s),
             "publish_clock": use_sim_time,
             "wait_for_recorder": record,
