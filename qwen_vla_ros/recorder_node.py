@@ -57,8 +57,9 @@ from qwen_vla_ros.verdicts import Verdict, attach, verdict_of
 IMAGE_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 STREAM_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
-BEFORE_S = 0.5  # what arrived so shortly before an instruction goes into its bag: the first chunk was made from it
-KEPT_IMAGES, KEPT_OTHERS = 4, 100
+# What arrived shortly before an instruction goes into its bag, as much as a policy remembers: it may choose from that.
+KEPT_IMAGES, KEPT_OTHERS = 4, 250
+BEFORE_S = 4.0
 
 
 class RecorderNode(Node):
@@ -153,6 +154,7 @@ class RecorderNode(Node):
             if topic == EPISODE_TOPIC:
                 event = self._episode_event(deserialize_message(data, String).data)
             elif topic == INSTRUCTION_TOPIC:
+                self._latched.pop((name, b""), None)  # a bag that begins with an instruction holds no earlier one
                 self._on_instruction(deserialize_message(data, String).data.strip())
                 self._latched[name, b""] = (name, data)
             elif topic == STATUS_TOPIC:

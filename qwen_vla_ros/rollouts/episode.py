@@ -43,7 +43,7 @@ class Episode:
         else:
             raise UserError(f"{rollout.folder / SIDECAR}: says nothing of the robot (embodiment_yaml)")
         self.bag = BagFile(rollout.folder)
-        self.start_ns = max(int(self.about.get("started_ns") or 0), self.bag.start_ns)
+        self.start_ns = int(self.about.get("started_ns") or 0) or self.bag.start_ns
         self.end_ns = self.bag.end_ns
 
     def topic(self, name: str) -> str | None:

@@ -75,7 +75,7 @@ class Series:
     def __init__(self, times_ns: Sequence[int], values: Sequence[Any], dtype: type = np.float64) -> None:
         order = np.argsort(np.array(times_ns, np.int64), kind="stable")
         self.times = np.array(times_ns, np.int64)[order]
-        self.values = np.array(values, dtype=dtype)[order]
+        self.values: np.ndarray = np.array(values, dtype=dtype)[order]
 
     def __len__(self) -> int:
         return len(self.times)
@@ -107,7 +107,7 @@ def rows_of(episode: Episode, keep: Keep = "all", shortest: int = 5) -> Rows:
     period_ns = round(robot.period_s * 1e9)
     pictures = {camera.view: _picture_times(episode, camera.topic) for camera in robot.cameras}
     reference = pictures[robot.reference_camera.view]
-    first = max(int(reference.times[0]), episode.start_ns)
+    first = int(reference.times[min(np.searchsorted(reference.times, episode.start_ns), len(reference) - 1)])
     count = int((int(reference.times[-1]) - first) // period_ns) + 1
     grid = first + np.arange(max(count, 0), dtype=np.int64) * period_ns
     stamps = reference.times[reference.nearest(grid)]
