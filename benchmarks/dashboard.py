@@ -3,8 +3,7 @@
     python benchmarks/dashboard.py [--seconds 10] [--camera-hz 30] [--json OUT.json]
 
 A kinematic mock publishes three 640×480 cameras, joint states at 50 Hz and, through the real controller, commands. A
-"browser" here is a websocket that takes what it is sent at once, as a quick one does; "slow" takes one picture a second.
-CPU is of one core, from the kernel's accounting of the process.
+"browser" here is a websocket that takes what it is sent at once; a slow one takes a second for every picture. CPU is of one core, from the kernel's accounting of the process.
 """
 
 from __future__ import annotations
@@ -42,7 +41,8 @@ class Browser:
     def __init__(self, address: str, pause_s: float = 0.0) -> None:
         self.states = self.pictures = self.bytes = 0
         self._pause_s = pause_s
-        self._socket = connect(f"ws://{address}/api/socket", max_size=None, proxy=None)
+        self._open = contextlib.ExitStack()
+        self._socket = self._open.enter_context(connect(f"ws://{address}/api/socket", max_size=None, proxy=None))
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -60,7 +60,7 @@ class Browser:
                     self._socket.send(json.dumps({"drawn": message[0]}))
 
     def close(self) -> None:
-        self._socket.close()
+        self._open.close()
         self._thread.join(timeout=5.0)
 
 

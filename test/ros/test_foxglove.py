@@ -15,9 +15,8 @@ from qwen_vla_ros import foxglove
 from qwen_vla_ros.dashboard.node import SERVICES
 from qwen_vla_ros.recorder_node import recorded_topics
 
-PANELS = set(
-    ["Image", "Plot", "StateTransitions", "DiagnosticSummary", "DiagnosticStatusPanel", "RawMessages", "Publish", "CallService"]
-)
+VIEWS = {"Image", "Plot", "StateTransitions", "DiagnosticSummary", "DiagnosticStatusPanel", "RawMessages"}
+PANELS = VIEWS | {"Publish", "CallService"}
 
 
 def placed(node: Any) -> Iterator[str]:
