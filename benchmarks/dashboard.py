@@ -3,7 +3,8 @@
     python benchmarks/dashboard.py [--seconds 10] [--camera-hz 30] [--json OUT.json]
 
 A kinematic mock publishes three 640×480 cameras, joint states at 50 Hz and, through the real controller, commands. A
-"browser" here is a websocket that takes what it is sent at once; a slow one takes a second for every picture. CPU is of one core, from the kernel's accounting of the process.
+"browser" here is a websocket that takes what it is sent at once; a slow one takes a second for every picture. CPU is of
+one core, from the kernel's accounting of the process.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.rollouts.index import read_rollout
 
-NICENESS = 15  # a robot may be running on this computer
+NICENESS = 5  # a robot may be running on this computer; more would never end beside a busy one
 FPS, HEIGHT = 10.0, 240
 
 

@@ -162,7 +162,7 @@ def test_the_operator_runs_and_labels_an_episode(shift: SimpleNamespace, number:
 def test_a_film_plays(shift: SimpleNamespace) -> None:
     page = shift.page
     page.click("[data-name='run/episode_000'] .film")
-    page.wait("the film", lambda: page.number("document.querySelector('#film').currentTime") > 0.2, 60)
+    page.wait("the film", lambda: page.number("document.querySelector('#film').currentTime") > 0.2, 120)
     assert page.number("document.querySelector('#film').videoWidth") > 300
     page.click("#close-film")
 
