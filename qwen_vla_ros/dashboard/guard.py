@@ -70,7 +70,7 @@ class Guard:
         if site not in ("same-origin", "none"):
             raise web.HTTPForbidden(text="another site's page asked for this")
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+        if origin is not None and _place(origin) != request.host.lower():
             raise web.HTTPForbidden(text=f"origin {origin!r} is another site")
 
     def check_token(self, request: web.BaseRequest) -> None:
@@ -135,8 +135,19 @@ def _digest(session: str) -> bytes:
 
 def _cookie(request: web.BaseRequest) -> str:
     """Cookies do not know ports: two dashboards on one host need two names."""
-    port = urlsplit(f"//{request.host}").port if request.host else None
-    return f"qwen_vla_dashboard_{port or 0}"
+    try:
+        port = urlsplit(f"//{request.host}").port or 0
+    except ValueError:
+        port = 0
+    return f"qwen_vla_dashboard_{port}"
+
+
+def _place(origin: str) -> str:
+    """Host and port of an origin; of nonsense, one that no request has."""
+    try:
+        return urlsplit(origin).netloc.lower() or "none"
+    except ValueError:
+        return "none"
 
 
 def _is_own_name(host: str) -> bool:

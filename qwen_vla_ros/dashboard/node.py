@@ -78,7 +78,9 @@ class DashboardNode(Node):
         self.embodiment = load_embodiment(name)
         self._status: dict[str, dict[str, Any]] = {}
         self._status_at: dict[str, float] = {}
+        self._status_shown: dict[str, float] = {}
         self._lock = threading.Lock()
+        self.exit_code = 0
         self._instruction = ""
         self._instructions: list[str] = []
         self._estop_sent = False
@@ -91,7 +93,7 @@ class DashboardNode(Node):
         )
         self.server = ServerThread(dashboard, settings)
         self._sampler = Sampler(
-            self, self.embodiment, simulated, self._board, timeline, self._hub, rate_hz, width, self._status_ages
+            self, self.embodiment, simulated, self._board, timeline, self._hub, rate_hz, width, self._put_statuses
         )
         self._read_only = settings.read_only
         self._tell_address()
@@ -140,12 +142,14 @@ class DashboardNode(Node):
                     "values": {pair.key: pair.value for pair in status.values},
                 }
                 self._status_at[status.name] = time.monotonic()
-            self._board.put("status", self._status)
-        self._hub.ring()
 
-    def _status_ages(self) -> dict[str, float | None]:
+    def _put_statuses(self) -> dict[str, float]:
+        """Called by the sampler, so that nothing is made of them while nobody looks; returns their ages in seconds."""
         now = time.monotonic()
         with self._lock:
+            if self._status_shown != self._status_at:
+                self._status_shown = dict(self._status_at)
+                self._board.put("status", self._status)
             return {name: round(now - at, 2) for name, at in self._status_at.items()}
 
     def _on_instruction(self, msg: String) -> None:
@@ -250,16 +254,9 @@ class DashboardNode(Node):
         """Whether the server has died."""
         return not self.server.alive
 
-    @property
-    def exit_code(self) -> int:
-        """1 where the server died by itself."""
-        return self._exit_code
-
-    _exit_code = 0
-
     def close(self) -> None:
-        """Ends sampler and server."""
-        self._exit_code = 0 if self.server.alive else 1
+        """Ends sampler and server; a server that had died by itself makes exit code 1."""
+        self.exit_code = 0 if self.server.alive else 1
         self._sampler.close()
         self.server.close()
 

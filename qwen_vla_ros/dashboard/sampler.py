@@ -6,13 +6,12 @@ import contextlib
 import threading
 import time
 import traceback
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from typing import Any, Protocol
 
 import numpy as np
 import rclpy
 from rclpy.node import Node
-from std_msgs.msg import Float64
 from trajectory_msgs.msg import JointTrajectory
 
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec, Embodiment, StateGroup
@@ -30,11 +29,11 @@ from qwen_vla_ros.messages import (
     state_from_message,
     state_message_type,
 )
-from qwen_vla_ros.node_utils import CHUNK_TOPIC, CONSUMED_TOPIC, LATENCY_TOPIC, PLAN_TOPIC
+from qwen_vla_ros.node_utils import CHUNK_TOPIC, CONSUMED_TOPIC, PLAN_TOPIC
 
 IDLE_S = 3.0  # after the last browser has gone
 STREAM_DEPTH, TRAJECTORY_DEPTH = 4, 20
-KEPT_LATENCIES = 120
+STALE_S = 1.0  # a value older than this, and than its topic's limit, is not shown: it may not be true any more
 
 
 class Viewers(Protocol):
@@ -56,7 +55,7 @@ class Sampler:
 
     Args:
         owner: the dashboard's node: its context, namespace and clock are used.
-        ages: extra ages in seconds by name (the statuses, which another thread hears).
+        statuses: puts what another thread has heard from the nodes on the board, and returns their ages by name.
     """
 
     def __init__(
@@ -69,12 +68,12 @@ class Sampler:
         viewers: Viewers,
         rate_hz: float,
         picture_width: int,
-        ages: Callable[[], dict[str, float | None]],
+        statuses: Callable[[], dict[str, float]],
     ) -> None:
         self._owner = owner
         self._embodiment = embodiment
         self._simulated = simulated
-        self._board, self._timeline, self._viewers, self._ages = board, timeline, viewers, ages
+        self._board, self._timeline, self._viewers, self._statuses = board, timeline, viewers, statuses
         self._period_s = 1.0 / rate_hz
         self._width = picture_width
         self._index = {channel: i for i, channel in enumerate(embodiment.channels)}
@@ -83,7 +82,6 @@ class Sampler:
         self._stop = threading.Event()
         self._measured: list[float | None] = [None] * len(self._index)
         self._commanded: list[float | None] = [None] * len(self._index)
-        self._latencies: list[float] = []
         self._pending: dict[str, bytes] = {}
         self._picture_problems: dict[str, str] = {}
         self._ticks = 0
@@ -154,7 +152,6 @@ class Sampler:
         self._chunks = PolledTopic(node, JointTrajectory, CHUNK_TOPIC, TRAJECTORY_DEPTH)
         self._plans = PolledTopic(node, JointTrajectory, PLAN_TOPIC, TRAJECTORY_DEPTH)
         self._consumed = PolledTopic(node, JointTrajectory, CONSUMED_TOPIC, TRAJECTORY_DEPTH)
-        self._latency = PolledTopic(node, Float64, LATENCY_TOPIC, TRAJECTORY_DEPTH)
         return node
 
     def _unsubscribe(self) -> None:
@@ -174,9 +171,8 @@ class Sampler:
         pictures = self._read_pictures()
         self._ticks += 1
         self._board.put("channels", {"command": self._commanded, "measured": self._measured})
-        self._board.put("latency", self._latencies)
         self._board.put(
-            "ages", {"tick": self._ticks, "now": now_ns * 1e-9, "status": self._ages(), "topics": self._topics()}
+            "ages", {"tick": self._ticks, "now": now_ns * 1e-9, "status": self._statuses(), "topics": self._topics()}
         )
         self._viewers.tick(pictures)
 
@@ -186,6 +182,8 @@ class Sampler:
                 for channel, value in state_from_message(groups, topic.decode(data)).items():
                     if channel in self._index:
                         self._measured[self._index[channel]] = round(value, 5)
+            if _stale(topic, max(group.max_age_ms for group in groups) * 1e-3):
+                self._forget(self._measured, [channel for group in groups for channel in group.channels])
 
     def _read_commands(self) -> None:
         heard = {name: [topic.decode(data) for data in topic.poll()] for name, topic in self._commands.items()}
@@ -197,6 +195,13 @@ class Sampler:
                     continue  # of another group on the same topic, or of somebody who does not know this robot
                 for channel, value in zip(group.channels, np.atleast_1d(values), strict=True):
                     self._commanded[self._index[channel]] = round(float(value), 5)
+            if _stale(self._commands[group.command.topic]):
+                self._forget(self._commanded, group.channels)
+
+    def _forget(self, values: list[float | None], channels: Iterable[str]) -> None:
+        for channel in channels:
+            if channel in self._index:
+                values[self._index[channel]] = None
 
     def _read_trajectories(self, now_ns: int) -> None:
         for data in self._chunks.poll():
@@ -208,8 +213,6 @@ class Sampler:
         for data in self._plans.poll()[-1:]:
             with contextlib.suppress(ValueError):
                 self._timeline.add_plan(plan_from_message(self._plans.decode(data), self._embodiment.channels))
-        heard = [round(self._latency.decode(data).data, 4) for data in self._latency.poll()]
-        self._latencies = [*self._latencies, *heard][-KEPT_LATENCIES:]
 
     def _read_pictures(self) -> dict[str, bytes]:
         """JPEGs of the views that somebody waits for; of the others only the newest message is kept, as it came."""
@@ -267,3 +270,8 @@ class Sampler:
             "publishers": topic.publishers,
             "problem": problem,
         }
+
+
+def _stale(topic: PolledTopic, limit_s: float = 0.0) -> bool:
+    age_s = topic.age_s
+    return age_s is None or age_s > max(limit_s, STALE_S)

@@ -88,14 +88,14 @@ class Session:
         if key == "taken" and value is True:
             self._in_flight = max(0, self._in_flight - 1)
             self._taken_at = time.monotonic()
-        elif key == "drawn" and isinstance(value, int) and 0 <= value < len(self._views):
+        elif key == "drawn" and type(value) is int and 0 <= value < len(self._views):
             if self._views[value] in self._shown:
                 self.ready.add(self._views[value])
                 self._changed()
         elif key == "looking" and isinstance(value, bool):
             self.looking = value
             self._changed()
-        elif key == "channel" and isinstance(value, int):
+        elif key == "channel" and type(value) is int:
             self._channel = value
         elif key == "views" and isinstance(value, list) and set(map(str, value)) <= set(self._views):
             self._shown = set(value)

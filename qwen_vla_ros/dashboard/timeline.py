@@ -15,7 +15,7 @@ from qwen_vla_core.runtime.commitment import PlanRest
 from qwen_vla_ros.dashboard.board import to_json
 
 KEPT_CHUNKS = 8
-KEPT_VALUES = 400  # measured values kept for the curve, at the page's rate
+KEPT_VALUES = 40  # measured values kept for the curve: some seconds, at the page's rate
 DIGITS = 5
 
 
@@ -107,8 +107,8 @@ class Timeline:
             "chunks": chunks,
             "plan": None if plan is None else {"t": _seconds(plan.t_ns), "values": _rounded(plan.rows_tc[:, channel])},
             "measured": {
-                "t": [_seconds(t_ns) for t_ns, _ in measured[-100:]],
-                "values": [round(float(value or 0.0), DIGITS) for _, value in measured[-100:]],
+                "t": [_seconds(t_ns) for t_ns, _ in measured],
+                "values": [round(float(value or 0.0), DIGITS) for _, value in measured],
             },
         }
 

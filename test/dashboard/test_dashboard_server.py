@@ -46,7 +46,7 @@ def locked(rollouts: Path) -> Iterator[Site]:
         yield running
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 90.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
@@ -104,6 +104,8 @@ def test_everything_the_page_loads_is_in_the_package(own: Site) -> None:
     [
         {"Origin": FOREIGN},
         {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Host": "[::1"},
         {"Sec_Fetch_Site": "cross-site"},
         {"Sec_Fetch_Site": "same-site"},
         {"Host": "evil.example"},
@@ -164,6 +166,7 @@ def test_a_browser_shows_the_token_once(locked: Site) -> None:
         assert browser.state.name == "OPEN"
     name = session.split("=")[0]
     assert locked.act("start", Cookie=f"{name}=guessed").status == 401
+    assert locked.act("start", Host="127.0.0.1:port", Cookie=session).status == 401
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::"])
@@ -257,7 +260,8 @@ def test_no_rollouts_is_an_empty_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "7", '{"views": ["/etc/passwd"]}', '{"drawn": 99}', '{"drawn": -1}', '{"x": 1}']
+    "text",
+    ["{", "[]", "7", '{"views": ["/etc/passwd"]}', '{"drawn": 99}', '{"drawn": -1}', '{"drawn": true}', '{"x": 1}'],
 )
 def test_a_browser_that_talks_nonsense_is_shown_out(own: Site, text: str) -> None:
     with own.socket() as odd, own.socket() as other:
