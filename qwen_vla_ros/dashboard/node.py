@@ -48,6 +48,7 @@ from qwen_vla_ros.node_utils import (
 
 ANSWER_S = 5.0  # how long a service may take
 ESTOP_ANSWER_S = 1.0  # after which an emergency stop goes the other way, by topic, too
+WITHDRAWN_S = 0.2  # until the controller has heard that the request is withdrawn: before, it refuses a reset
 SERVICES = {
     "start": "qwen_vla/start",
     "stop": "qwen_vla/stop",
@@ -226,6 +227,7 @@ class DashboardNode(Node):
         if self._estop_sent:  # only this page's own request is withdrawn, never that of a button on the wall
             self._estop_publisher.publish(Bool(data=False))
             self._estop_sent = False
+            await asyncio.sleep(WITHDRAWN_S)
         return await self._call(self._triggers["reset"], ANSWER_S)
 
     async def _call(self, client: Any, timeout_s: float) -> Answer:

@@ -25,12 +25,15 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 from server_support import TOKEN, episode, site
+from std_msgs.msg import Bool
 
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.rollouts.index import find_rollouts
 from qwen_vla_ros.bringup import build_graph
 from qwen_vla_ros.dashboard.browser import PHONE, become_phone, chromium
+from qwen_vla_ros.estop import ESTOP_REQUEST_TOPIC
+from qwen_vla_ros.node_utils import LATCHED_QOS
 
 ROBOT = load_embodiment("aloha")
 EPISODES = (
@@ -52,7 +55,7 @@ class Page:
     def find(self, selector: str) -> Any:
         return self.window.find_element(By.CSS_SELECTOR, selector)
 
-    def wait(self, what: str, condition: Any, timeout_s: float = 30.0) -> Any:
+    def wait(self, what: str, condition: Any, timeout_s: float = 60.0) -> Any:
         fleeting = (StaleElementReferenceException,)  # a list is drawn anew while it is read
         waiting = WebDriverWait(self.window, timeout_s, 0.05, fleeting)
         return waiting.until(lambda _: condition(), what)
@@ -69,7 +72,7 @@ class Page:
     def text(self, selector: str) -> str:
         return str(self.find(selector).text)
 
-    def says(self, selector: str, word: str, timeout_s: float = 30.0) -> None:
+    def says(self, selector: str, word: str, timeout_s: float = 60.0) -> None:
         self.wait(f"{selector} to say '{word}'", lambda: word in self.text(selector), timeout_s)
 
     def number(self, script: str) -> float:
@@ -237,14 +240,20 @@ def test_what_died_is_seen_at_once(shift: SimpleNamespace) -> None:
     page.wait(
         "stale pictures", lambda: page.number("document.querySelectorAll('figure[data-state=stale]').length") == 3
     )
-    page.says("#cameras", "nobody publishes", 10)
-    page.says("[data-node=mock]", "silent", 10)
+    page.says("#cameras", "nobody publishes", 30)
+    page.says("[data-node=mock]", "silent", 30)
     assert page.text("#connection") == "live"  # the page itself is well
+    requests = shift.watcher.listen(Bool, ESTOP_REQUEST_TOPIC, LATCHED_QOS)
+    shift.graph.end("controller_node")
+    page.says("#mode", "silent", 30)
+    page.click("#estop")  # nobody answers: the stop waits on its topic for the next controller
+    shift.watcher.wait_for(lambda: [msg.data for _, msg in requests] == [True], 20, "the request")
+    page.says("#toasts", ESTOP_REQUEST_TOPIC)
     shift.graph.end("dashboard_node", signal.SIGKILL)
     page.says("#connection", "connection lost", 5)
     page.says("#lost", "Connection lost", 5)
     assert "offline" in str(page.find("body").get_attribute("class"))
-    assert shift.graph.processes["controller_node"].poll() is None  # nothing else minds
+    assert shift.graph.processes["recorder_node"].poll() is None  # nothing else minds
 
 
 def test_a_wrong_token_opens_nothing(window: Any, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ export class Cameras {
       bitmap.close();
       view.drawn += 1;
       view.canvas.dataset.drawn = String(view.drawn);
+    } catch {
+      // A picture that cannot be drawn: the next one may.
     } finally {
       done();
     }

@@ -49,7 +49,8 @@ export class Controls {
   }
 
   async act(action, text, button) {
-    if (this.busy.has(action)) return undefined;
+    // A stop is always sent again: an earlier one may hang in a broken network.
+    if (action !== "estop" && this.busy.has(action)) return undefined;
     this.busy.add(action);
     button.classList.add("busy");
     const answer = await post("/api/act", { action, text });

@@ -1,6 +1,7 @@
 // The connection: who we are talking to, the websocket, and whether what is shown is still true.
 
 const SILENT_MS = 1500; // nothing new for this long: what is shown may not be true any more
+const ANSWER_MS = 8000;
 const RETRY_MS = [300, 1000, 2000, 3000];
 
 export class Link {
@@ -102,14 +103,14 @@ export class Link {
 }
 
 /** Posts JSON; an answer that is no success becomes {ok: false, message}. */
-export async function post(path, body, options = {}) {
+export async function post(path, body) {
   try {
     const answer = await fetch(path, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),
       keepalive: true,
-      ...options,
+      signal: AbortSignal.timeout(ANSWER_MS),
     });
     const text = await answer.text();
     try {
