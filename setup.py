@@ -35,6 +35,7 @@ setup(
         (SHARE, ["package.xml"]),
         (f"{SHARE}/launch", files("launch/*.launch.py")),
         (f"{SHARE}/embodiments", files("embodiments/*.yaml", "embodiments/*.json", "embodiments/*.urdf")),
+        *tree("embodiments/suites"),
         *tree("config"),
         *tree("checkpoints"),
         (f"{SHARE}/training", files("training/*.py", "training/*.sh")),
