@@ -77,8 +77,9 @@ def observe(world: JudgedWorld, size: tuple[int, int] | None = None) -> Observat
         size: width and height of the pictures; None: the world's ``render_size``, where a benchmark says which, or
             ``RENDER_SIZE``.
     """
-    chosen: tuple[int, int] = size or getattr(world, "render_size", RENDER_SIZE)
-    width, height = chosen
+    if size is None:
+        size = getattr(world, "render_size", RENDER_SIZE)
+    width, height = size
     return Observation(
         images={view: world.render(view, width, height) for view in world.views},
         state=world.state(),
