@@ -29,7 +29,10 @@ setup(
     maintainer="qwen_vla_ros maintainers",
     maintainer_email="qwen-vla-ros@users.noreply.github.com",
     packages=find_packages(include=["qwen_vla_core", "qwen_vla_core.*", "qwen_vla_ros", "qwen_vla_ros.*"]),
-    package_data={"qwen_vla_core": ["py.typed", "sim/worlds/*.xml"], "qwen_vla_ros": ["py.typed"]},
+    package_data={
+        "qwen_vla_core": ["py.typed", "sim/worlds/*.xml", "evaluation/pages/*.html"],
+        "qwen_vla_ros": ["py.typed"],
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
@@ -45,6 +48,7 @@ setup(
     zip_safe=False,
     # ROS packages are never hard dependencies: a sourced ROS 2 provides them, or the [ros-wheels] extra does.
     install_requires=[
+        "jinja2>=3.1",
         "msgpack>=1.0",
         "numpy>=1.26",
         "opencv-python",
@@ -87,6 +91,7 @@ setup(
             "pyarrow>=17",
             "zarr>=3; python_version >= '3.11'",
         ],
+        "rerun": ["rerun-sdk>=0.24"],
         "ray": ["ray[data]>=2.40"],
         "train": ["matplotlib>=3.8", "peft>=0.17", "pillow>=10", "tensorboard>=2.18"],
         "flash": ["flash-attn>=2.7; platform_system == 'Linux'"],

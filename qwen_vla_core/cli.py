@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("qwen_vla_core.commands.train", "train a tiny checkpoint on demonstrations"),
     "eval": ("qwen_vla_core.commands.eval", "closed-loop success of a checkpoint in simulation"),
     "serve": ("qwen_vla_core.commands.serve", "serve a checkpoint to robots over websockets"),
+    "rollouts": ("qwen_vla_core.commands.rollouts", "list, show, judge, repair, replay and export recorded episodes"),
     "up": ("qwen_vla_ros.up", "start the whole ROS 2 graph, supervised, without ros2 launch"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -10,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2.storage_mcap import McapWriter
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_json, fsync
+from qwen_vla_core.rollouts.index import PARTIAL, SIDECAR
 
-SIDECAR = "episode.json"
-PARTIAL = ".partial"
+SIDECAR_VERSION = 2  # of episode.json
 
 
 class EpisodeBag:
@@ -42,13 +44,23 @@ class EpisodeBag:
         self.messages = 0
         self.size_bytes = 0
         self._partial = path.parent / PARTIAL / path.name  # the writer names the .mcap after this folder
-        self._metadata = {**metadata, "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        self._metadata = {
+            "version": SIDECAR_VERSION,
+            **metadata,
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
         store = get_typestore(Stores.ROS2_JAZZY)
         names = {topic: _type_name(message_type) for topic, message_type in types.items()}
         for name in set(names.values()):
             _teach(store, name)
         self._writer = Writer(self._partial, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
+        storage = self._writer.storage
+        assert isinstance(storage, McapWriter)
+        self._storage = storage
+        # Whoever lists rollouts sees by this lock that the bag is being written; the kernel drops it with the process.
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(storage.bio, fcntl.LOCK_EX | fcntl.LOCK_NB)
         atomic_write_json(self._partial / SIDECAR, {**self._metadata, "outcome": "unfinished"})
         self._connections = {
             topic: self._writer.add_connection(topic, name, typestore=store) for topic, name in names.items()
@@ -59,6 +71,15 @@ class EpisodeBag:
         self._writer.write(self._connections[topic], stamp_ns, data)
         self.messages += 1
         self.size_bytes += len(data)
+
+    def flush(self) -> None:
+        """Hands everything to the operating system: what is written from now on is all that a killed process loses.
+
+        The writer itself keeps up to one megabyte back, which is 40 s of joint states without cameras.
+        """
+        if self._storage.chunk.msgs:
+            self._storage.close_chunk()
+        self._storage.bio.flush()
 
     def close(self, outcome: Mapping[str, Any]) -> Path:
         """Writes the metadata (``episode.json`` and the bag's custom data), closes and renames; returns the folder."""

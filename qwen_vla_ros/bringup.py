@@ -151,6 +151,8 @@ def build_graph(
     nodes = [node("controller_node", 3, {**controller, "strategy": strategy})]
     if record:
         recorder: dict[str, Value] = {"run_dir": run_dir, "checkpoint": server or checkpoint, "simulated": sim or mock}
+        if mock:
+            recorder["operated"] = True  # nobody else says when an episode begins
         nodes.append(node("recorder_node", 2, {**recorder, "instruction": "" if sim else instruction}))
     asked: dict[str, Value] = {"checkpoint": checkpoint}
     if server:

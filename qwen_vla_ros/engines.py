@@ -31,6 +31,7 @@ class EngineSetup:
         description: for the log.
         warm: whether the first question is as fast as the next ones.
         trained_prefix: how many first actions its training gave at most; None: not known.
+        noise_shape: (H, K) of the noise it can be given; None: it draws its own.
     """
 
     engine: Engine
@@ -39,6 +40,7 @@ class EngineSetup:
     description: str
     warm: bool
     trained_prefix: int | None = None
+    noise_shape: tuple[int, int] | None = None
 
 
 def declare_engine(node: Any) -> None:
@@ -82,7 +84,9 @@ def _local(node: Any) -> EngineSetup:
     checkpoint_id = f"{path.name} {read_config(path)['weights_id'][:12]}"
     embodiment = _matching_embodiment(node, engine.policy.embodiments, path.name)
     description = f"checkpoint {path.name} on {device}"
-    return EngineSetup(engine, embodiment, lambda: checkpoint_id, description, False, trained_prefix(path))
+    noise_shape = (embodiment.control.horizon, engine.policy.config.decoder.channels)
+    prefix = trained_prefix(path)
+    return EngineSetup(engine, embodiment, lambda: checkpoint_id, description, False, prefix, noise_shape)
 
 
 def _matching_embodiment(node: Any, robots: dict[str, Embodiment], checkpoint: str) -> Embodiment:

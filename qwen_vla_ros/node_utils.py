@@ -31,6 +31,10 @@ INSTRUCTION_TOPIC = "qwen_vla/instruction"
 STATUS_TOPIC = "qwen_vla/status"
 EPISODE_TOPIC = "qwen_vla/episode"
 LATENCY_TOPIC = "qwen_vla/latency"
+INFERENCE_TOPIC = "qwen_vla/inference"  # what each chunk was computed from, as JSON
+NOTE_TOPIC = "qwen_vla/note"
+OUTCOME_TOPIC = "qwen_vla/outcome"
+HUMAN_TOPIC = "qwen_vla/human_control"
 
 _ONE = {"history": HistoryPolicy.KEEP_LAST, "depth": 1}
 CAMERA_QOS = QoSProfile(reliability=ReliabilityPolicy.BEST_EFFORT, durability=DurabilityPolicy.VOLATILE, **_ONE)

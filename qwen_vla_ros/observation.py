@@ -58,6 +58,10 @@ class ObservationBuffer:
         embodiment: the robot.
         frozen_after_s: a camera whose used frames are bit-identical for longer than this is taken for frozen: a real
             sensor has noise. 0 switches the check off, for simulated cameras, which see a still scene without noise.
+
+    Attributes:
+        cameras_ns: view → stamps of the pictures that the last observation was chosen from, oldest first.
+        states_ns: state group → the same of its readings.
     """
 
     def __init__(self, embodiment: Embodiment, frozen_after_s: float = 0.0) -> None:
@@ -66,6 +70,8 @@ class ObservationBuffer:
         self._looks: dict[str, _Look] = {}
         self._refused: tuple[tuple[int, ...], str] = ((), "")  # stamps of the last refused set of frames, and why
         self._lock = threading.Lock()
+        self.cameras_ns: dict[str, tuple[int, ...]] = {}
+        self.states_ns: dict[str, tuple[int, ...]] = {}
         self._frames: dict[str, deque[_Frame]] = {view: deque(maxlen=IMAGE_HISTORY) for view in embodiment.views}
         self._readings: dict[str, deque[_Reading]] = {g.name: deque(maxlen=STATE_HISTORY) for g in embodiment.state}
 
@@ -89,6 +95,14 @@ class ObservationBuffer:
             for group in self.embodiment.state:
                 if all(channel in values for channel in group.channels):
                     self._readings[group.name].append(_Reading(stamp_ns, {c: values[c] for c in group.channels}))
+
+    def stamps(self) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+        """View → stamps of the pictures that are held now, oldest first, and state group → those of its readings."""
+        with self._lock:
+            return (
+                {view: tuple(frame.stamp_ns for frame in history) for view, history in self._frames.items()},
+                {name: tuple(reading.stamp_ns for reading in kept) for name, kept in self._readings.items()},
+            )
 
     def observe(self, now_ns: int, instruction: str) -> Observation | str:
         """The newest complete observation, or one line that says what is missing, stale or out of step.
@@ -142,6 +156,8 @@ class ObservationBuffer:
             if reason:
                 self._refused = (stamps_ns, reason)
                 return reason
+        self.cameras_ns = {view: tuple(frame.stamp_ns for frame in history) for view, history in frames.items()}
+        self.states_ns = {name: tuple(reading.stamp_ns for reading in kept) for name, kept in readings.items()}
         return Observation(images=images, state=state, instruction=instruction, stamp_ns=stamp_ns)
 
     def _picture_problem(self, camera: CameraSpec, pixels: np.ndarray, stamp_ns: int) -> str | None:

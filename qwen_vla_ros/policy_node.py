@@ -7,6 +7,7 @@ observation is missing or stale nothing is published but the reason: the control
 
 from __future__ import annotations
 
+import secrets
 import sys
 import threading
 import time
@@ -30,7 +31,8 @@ from qwen_vla_core.runtime.controller import held_channels
 from qwen_vla_core.runtime.latency import LatencyWindow
 from qwen_vla_core.runtime.plan_clock import NANO
 from qwen_vla_core.runtime.schedule import DEFAULT_EXECUTE_STEPS, LookSchedule
-from qwen_vla_ros.engines import declare_engine, make_engine
+from qwen_vla_ros.engines import EngineSetup, declare_engine, make_engine
+from qwen_vla_ros.inference_log import Asked, Held, Look, noise_of, record_of
 from qwen_vla_ros.messages import (
     chunk_to_message,
     compressed_to_rgb,
@@ -45,6 +47,7 @@ from qwen_vla_ros.node_utils import (
     CAMERA_QOS,
     CHUNK_TOPIC,
     COMMAND_QOS,
+    INFERENCE_TOPIC,
     INSTRUCTION_TOPIC,
     LATCHED_QOS,
     LATENCY_TOPIC,
@@ -104,12 +107,17 @@ class PolicyNode(LifecycleNode):
         )
         self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
         self._latency_publisher = self.create_publisher(Float64, LATENCY_TOPIC, COMMAND_QOS)
+        self._inference_publisher = self.create_publisher(String, INFERENCE_TOPIC, COMMAND_QOS)
         self._chunk_publisher = self.create_lifecycle_publisher(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
         heartbeat(self, STATUS_PERIOD_S, self._publish_status)
         self._subscriptions_made: list[Any] = []
         self._engine: Any = None
         self._robot = ""
         self._checkpoint_id: Callable[[], str] = str
+        self._noise_shape: tuple[int, int] | None = None
+        self._seed: int | None = None  # of the last inference's noise
+        self._held: Held | None = None  # what the last inference knew of the plan
+        self._seconds: dict[str, float] = {}  # where the engine spent the last inference's time
         self._buffer: ObservationBuffer | None = None
         self._worker: threading.Thread | None = None
         self._stop = threading.Event()
@@ -194,9 +202,9 @@ class PolicyNode(LifecycleNode):
     def _configure(self) -> None:
         self._strategy = find_strategy(self._strategy_name)
         self._close_engine()
-        setup = make_engine(self)
+        setup = self._make_engine()
         self._engine, embodiment, self._checkpoint_id = setup.engine, setup.embodiment, setup.checkpoint_id
-        self._robot = embodiment.name
+        self._robot, self._noise_shape = embodiment.name, setup.noise_shape
         started = time.monotonic()
         if not setup.warm:  # the first inference is slow; it must not cost the first chunk
             self._predict(neutral_observation(embodiment))
@@ -216,6 +224,9 @@ class PolicyNode(LifecycleNode):
         self._subscribe(String, INSTRUCTION_TOPIC, self._on_instruction, LATCHED_QOS)
         self._subscribe(JointTrajectory, PLAN_TOPIC, self._on_plan, COMMAND_QOS)
         self._set_problem("not active")
+
+    def _make_engine(self) -> EngineSetup:
+        return make_engine(self)
 
     def _close_engine(self) -> None:
         engine, self._engine = self._engine, None
@@ -279,22 +290,29 @@ class PolicyNode(LifecycleNode):
     def _work(self) -> None:
         last_stamp_ns = -1
         while not self._stop.is_set():
-            started, look_ns = time.monotonic(), self._now_ns()
             self._wake.clear()
-            with self._lock:
-                generation, instruction, not_before_ns = self._generation, self._instruction, self._not_before_ns
-            assert self._buffer is not None
-            observation = self._buffer.observe(self._now_ns(), instruction)
-            if isinstance(observation, str):
-                self._set_problem(observation)
+            look = self._look(last_stamp_ns)
+            if look is None:
                 self._wake.wait(POLL_S)
                 continue
-            if observation.stamp_ns == last_stamp_ns or observation.stamp_ns < not_before_ns:
-                self._wake.wait(POLL_S)
-                continue
-            last_stamp_ns = observation.stamp_ns
-            if self._infer(observation, generation, started):
-                self._wait_for_next_look(look_ns, self._now_ns())
+            last_stamp_ns = look.observation.stamp_ns
+            if self._infer(look):
+                self._wait_for_next_look(look.look_ns, self._now_ns())
+
+    def _look(self, last_stamp_ns: int = -1) -> Look | None:
+        """The observation to infer from; None where there is nothing new, or a reason to hold, which is then told."""
+        started_s, look_ns = time.monotonic(), self._now_ns()
+        with self._lock:
+            generation, instruction, not_before_ns = self._generation, self._instruction, self._not_before_ns
+        assert self._buffer is not None
+        observation = self._buffer.observe(look_ns, instruction)
+        if isinstance(observation, str):
+            self._set_problem(observation)
+            return None
+        if observation.stamp_ns == last_stamp_ns or observation.stamp_ns < not_before_ns:
+            return None
+        cameras_ns, states_ns = self._buffer.cameras_ns, self._buffer.states_ns
+        return Look(observation, generation, not_before_ns, look_ns, started_s, cameras_ns, states_ns)
 
     def _wait_for_next_look(self, look_ns: int, chunk_ns: int) -> None:
         """Waits until the next inference has to start; a new instruction or the end wakes it up."""
@@ -313,11 +331,13 @@ class PolicyNode(LifecycleNode):
                 return
             self._wake.wait(min(left_s, LONGEST_WAIT_S))
 
-    def _infer(self, observation: Observation, generation: int, started: float) -> bool:
+    def _infer(self, look: Look) -> bool:
+        observation, generation = look.observation, look.generation
         decoded = time.monotonic()
         image_age_s = (self._now_ns() - observation.stamp_ns) * 1e-9
+        committed = self._committed(observation.stamp_ns)
         try:
-            chunk = self._predict(observation, self._committed(observation.stamp_ns))
+            chunk = self._predict(observation, committed)
         except ConnectionError as error:  # no server, or no answer in time: it is looked for, and asked again
             if generation != self._generation:
                 self._counts["discarded"] += 1
@@ -339,32 +359,57 @@ class PolicyNode(LifecycleNode):
                 return False
             self._chunk_publisher.publish(message)
             self._continuing = True
-        self._latency["inference"].add(time.monotonic() - started)
-        total_s = (self._now_ns() - observation.stamp_ns) * 1e-9
+        chunk_ns = self._now_ns()
+        total_s = (chunk_ns - observation.stamp_ns) * 1e-9
         self._counts["inferences"] += 1
-        self._latency["image_age"].add(image_age_s)
-        self._latency["decode"].add(decoded - started)
-        self._latency["observation_to_chunk"].add(total_s)
+        spent_s = {
+            "image_age": image_age_s,
+            "decode": decoded - look.started_s,
+            "inference": time.monotonic() - look.started_s,
+            "observation_to_chunk": total_s,
+        }
+        for name, seconds in spent_s.items():
+            self._latency[name].add(seconds)
         self._latency_publisher.publish(Float64(data=total_s))
         self._set_problem(None)
+        # After the chunk, which does not wait for it.
+        asked = Asked(self._robot, committed, int(self.get_parameter("flow_steps").value), self._held, self._seed)
+        about = {"checkpoint": self._checkpoint_id(), "strategy": self._strategy_name, "chunk_ns": chunk_ns}
+        record = record_of(look, asked, chunk, {**self._seconds, **spent_s}, **about)
+        self._inference_publisher.publish(String(data=record.to_text()))
         return True
 
     def _committed(self, stamp_ns: int) -> Committed | None:
         """What the robot will be doing until this inference is done; None: nothing that the chunk should continue."""
+        self._held = None
         use = self._strategy.conditioning
         if use == "none" or self._plans is None or self._buffer is None:
             return None
-        horizon, period_s = self._buffer.embodiment.control.horizon, self._buffer.embodiment.period_s
-        latency_s = self._latency["observation_to_chunk"].p95
+        horizon = self._buffer.embodiment.control.horizon
+        latency_s = self._expected_latency_s()
         with self._lock:
-            if not self._continuing:
-                return None
-            return self._plans.committed(stamp_ns, horizon, period_s if latency_s is None else latency_s, use)
+            self._held = Held(latency_s, self._plans.times_ns, self._continuing)
+            return self._plans.committed(stamp_ns, horizon, latency_s, use) if self._continuing else None
+
+    def _expected_latency_s(self) -> float:
+        """From an observation to its chunk; one period before anything was measured."""
+        assert self._buffer is not None
+        latency_s = self._latency["observation_to_chunk"].p95
+        return self._buffer.embodiment.period_s if latency_s is None else latency_s
+
+    def _draw_seed(self) -> int:
+        """Of the next inference's noise: a new one each time, so that robots do not repeat their mistakes."""
+        return secrets.randbits(48)
 
     def _predict(self, observation: Observation, committed: Committed | None = None) -> ActionChunk:
         """Asks the engine, and keeps where the time went for the status."""
         self._engine.steps = int(self.get_parameter("flow_steps").value) or None
-        (prediction,) = self._engine.predict([Request(observation, self._robot, committed)])
+        noise_hk, self._seed = None, None
+        if self._noise_shape is not None:
+            self._seed = self._draw_seed()
+            noise_hk = noise_of(self._seed, self._noise_shape)
+        (prediction,) = self._engine.predict([Request(observation, self._robot, committed, noise_hk)])
+        self._seconds = dict(prediction.seconds)
         for name, seconds in prediction.seconds.items():
             if name in self._latency:  # a server may measure more
                 self._latency[name].add(seconds)

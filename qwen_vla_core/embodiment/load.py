@@ -28,7 +28,7 @@ def shipped_embodiments() -> tuple[str, ...]:
 def resolve_embodiment(name_or_path: str | Path) -> Path:
     """Path of an embodiment file; a bare word is a shipped name, anything with a slash or suffix a path.
 
-    ``suites/<name>`` is shipped too: the robot of a benchmark's simulator.
+    The robots of benchmarks' simulators (``suites/<name>``) are shipped too, and may be named without the folder.
 
     Raises:
         EmbodimentError: neither exists; the shipped names are listed.
@@ -40,8 +40,8 @@ def resolve_embodiment(name_or_path: str | Path) -> Path:
         return resource_dir("embodiments") / f"{path.name}.yaml"
     if path.is_file():
         return path
-    if path.parts[:1] == (SUITES,) and len(path.parts) == 2:
-        of_suite = resource_dir("embodiments") / path.with_suffix(".yaml")
+    if bare or (path.parts[:1] == (SUITES,) and len(path.parts) == 2):
+        of_suite = resource_dir("embodiments") / SUITES / f"{path.stem}.yaml"
         if of_suite.is_file():
             return of_suite
     problem = "is a directory, not a file" if path.is_dir() else "no such embodiment file"

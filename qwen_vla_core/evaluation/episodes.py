@@ -227,16 +227,31 @@ def film_episodes(
     save(path, [frame for trial in trials for frame in film(evaluator, trial, frame_s, width)], frame_s)
 
 
-def film(evaluator: Evaluator, trial: Trial | int, frame_s: float = FRAME_S, width: int | None = None) -> list[Any]:
-    """The frames of one episode, run again with the camera on; see ``film_episodes``."""
+def film(
+    evaluator: Evaluator,
+    trial: Trial | int,
+    frame_s: float = FRAME_S,
+    width: int | None = None,
+    picture: Callable[[Any], Any] | None = None,
+) -> list[Any]:
+    """The frames of one episode, run again with the camera on; see ``film_episodes``.
+
+    Args:
+        evaluator: see there.
+        trial: which.
+        frame_s: see there.
+        width: see there.
+        picture: world → (height, width, 3) RGB; None: all views side by side with the instruction.
+    """
     import cv2
 
     from qwen_vla_core.sim.pictures import tile
 
+    picture = picture or tile
     frames: list[Any] = []
 
     def take(world: Any) -> None:
-        frame = tile(world)
+        frame = picture(world)
         if width is not None and frame.shape[1] > width:
             size = (width, round(frame.shape[0] * width / frame.shape[1]))
             frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)

@@ -48,6 +48,11 @@ class PlanHistory:
         """Forgets everything: what was told belongs to another motion."""
         self._rests.clear()
 
+    @property
+    def times_ns(self) -> tuple[int, ...]:
+        """When the plans that are kept were told, oldest first."""
+        return tuple(rest.t_ns for rest in self._rests)
+
     def add(self, rest: PlanRest) -> None:
         """Keeps a plan; plans come in the order of their times, one that is older than the last is ignored."""
         if self._rests and rest.t_ns <= self._rests[-1].t_ns:

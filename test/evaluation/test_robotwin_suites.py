@@ -163,7 +163,7 @@ def test_domino(benchmark_checkout: Path) -> None:
 
 def test_a_checkout_without_its_assets_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ROBOTWIN_PATH", raising=False)
-    assert "ROBOTWIN_PATH is not set; install" in str(robotwin.checkout_problem("ROBOTWIN_PATH", robotwin.INSTALL))
+    assert "(ROBOTWIN_PATH is not set)" in str(robotwin.checkout_problem("ROBOTWIN_PATH", robotwin.INSTALL))
     monkeypatch.setenv("ROBOTWIN_PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"has no envs/_base_task.py; install RoboTwin"):
+    with pytest.raises(UserError, match=r"install RoboTwin 2.0 .*has no envs/_base_task.py"):
         robotwin.checkout("ROBOTWIN_PATH", robotwin.INSTALL)

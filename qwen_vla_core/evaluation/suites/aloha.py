@@ -8,7 +8,7 @@ from qwen_vla_core.evaluation.suites.protocol import PublishedProtocol
 TABLE_AXES = {
     IN_DISTRIBUTION: "what demonstrations showed, other seeds",
     "colour": "even seeds: the cube asked for has a colour never shown or named; odd seeds: all the others have",
-    "instance": "cylinders, towers, tiles, smaller and larger cubes instead of the cubes of 4 cm",
+    "instance": "cylinders, blocks, tiles, smaller and larger cubes instead of the cubes of 4 cm",
     "position": "all cubes lie outside the region of the demonstrations",
     "background": "coloured and patterned table and floor, light outside the range of the demonstrations",
     "instruction": "sentences that no demonstration used",

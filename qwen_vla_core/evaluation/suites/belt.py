@@ -14,7 +14,7 @@ AXES = {
     "slower": "10 cm/s",
     "faster": "28 cm/s",
     "colour": "even seeds: the cube asked for has a colour never shown or named; odd seeds: all the others have",
-    "instance": "cylinders, towers, tiles, smaller and larger cubes instead of the cubes of 4 cm",
+    "instance": "cylinders, blocks, tiles, smaller and larger cubes instead of the cubes of 4 cm",
     "background": "coloured and patterned table and floor, light outside the range of the demonstrations",
     "instruction": "sentences that no demonstration used",
 }

@@ -23,7 +23,7 @@ from qwen_vla_core.evaluation.suites.robotwin import (
 )
 
 INSTALL = (
-    "install DOMINO (NVIDIA GPU, Python 3.10): git clone https://github.com/H-EmbodVis/DOMINO && cd DOMINO && "
+    "DOMINO (NVIDIA GPU, Python 3.10): git clone https://github.com/H-EmbodVis/DOMINO && cd DOMINO && "
     "bash script/_install.sh && bash script/_download_assets.sh (RoboTwin 2.0's assets), then export "
     "DOMINO_PATH=<that folder>"
 )

@@ -210,9 +210,9 @@ def suite_embodiment(name: str) -> Embodiment:
 
 
 def missing_modules(modules: Iterable[str], install: str) -> str | None:
-    """The sentence that says what to install, where one of the top-level modules cannot be found."""
+    """What to install, where one of the top-level modules cannot be found."""
     absent = [module for module in modules if importlib.util.find_spec(module) is None]
-    return f"needs the Python module{'s' * (len(absent) > 1)} {', '.join(absent)}; {install}" if absent else None
+    return f"{install}  (lacks {', '.join(absent)})" if absent else None
 
 
 def numbered(seed: int, episodes: int, count: int, what: str) -> list[int]:

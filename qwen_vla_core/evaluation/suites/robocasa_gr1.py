@@ -31,7 +31,7 @@ INSTALL = (
     "git clone https://github.com/robocasa/robocasa-gr1-tabletop-tasks && pip install -e it, beside robosuite 1.5"
 )
 ASSETS = (
-    "run `python -m {package}.scripts.download_tabletop_assets -y` (objaverse, sketchfab and lightwheel objects: "
+    "its objects: `python -m {package}.scripts.download_tabletop_assets -y` (objaverse, sketchfab and lightwheel objects: "
     "several GB from Hugging Face nvidia/PhysicalAI-DigitalCousin-Assets and Box)"
 )
 _NOVEL = {  # Posttrain… SplitA: from → to
@@ -129,13 +129,13 @@ class RoboCasaGr1Suite:
         absent = missing_modules(("gymnasium", "robosuite"), INSTALL)
         package = _package()
         if absent is not None or package is None:
-            return absent or f"needs the Python module {' or '.join(PACKAGES)}; {INSTALL}"
+            return absent or f"{INSTALL}  (lacks {' or '.join(PACKAGES)})"
         spec = importlib.util.find_spec(package)
         assert spec is not None
         for root in spec.submodule_search_locations or ():
             objects = Path(root) / "models" / "assets" / "objects"
             if not (objects / "objaverse").is_dir():
-                return f"no {objects / 'objaverse'}; {ASSETS.format(package=package)}"
+                return f"{ASSETS.format(package=package)}  (no {objects / 'objaverse'})"
         return None
 
     def trials(self, episodes: int, seed: int) -> Sequence[Trial]:
@@ -146,7 +146,7 @@ class RoboCasaGr1Suite:
         """A task."""
         problem = self.missing()
         if problem is not None:
-            raise UserError(problem)
+            raise UserError(f"install {problem}")
         robot = suite_embodiment(self.embodiment)
         return ExternalWorld(robot, Gr1Simulator(trial.task, robot), STEPS)
 

@@ -27,7 +27,7 @@ from qwen_vla_core.sim.track import Track
 ROBOT = "robotwin"
 MODULES = ("sapien", "mplib", "torch", "transforms3d")
 INSTALL = (
-    "install RoboTwin 2.0 (NVIDIA GPU, Python 3.10): git clone --branch stable_2.0 "
+    "RoboTwin 2.0 (NVIDIA GPU, Python 3.10): git clone --branch stable_2.0 "
     "https://github.com/RoboTwin-Platform/RoboTwin && cd RoboTwin && bash script/_install.sh && "
     "bash script/_download_assets.sh (background_texture.zip, embodiments.zip and objects.zip of the Hugging Face "
     "dataset TianxingChen/RoboTwin2.0), then export ROBOTWIN_PATH=<that folder>"
@@ -182,7 +182,7 @@ def task_arguments(root: Path, task: str, config: str) -> dict[str, Any]:
 
     def read(path: Path) -> dict[str, Any]:
         if not path.is_file():
-            raise UserError(f"{path}: missing; {INSTALL}")
+            raise UserError(f"{path}: missing; install {INSTALL}")
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
     arguments = read(root / "task_config" / f"{config}.yml")
@@ -215,7 +215,7 @@ def checkout(variable: str, install: str) -> Path:
     """
     problem = checkout_problem(variable, install)
     if problem is not None:
-        raise UserError(problem)
+        raise UserError(f"install {problem}")
     return Path(os.environ[variable]).resolve()
 
 
@@ -223,10 +223,10 @@ def checkout_problem(variable: str, install: str) -> str | None:
     """Why ``checkout`` would fail."""
     value = os.environ.get(variable)
     if not value:
-        return f"{variable} is not set; {install}"
+        return f"{install}  ({variable} is not set)"
     for needed in ("envs/_base_task.py", "task_config/_eval_step_limit.yml", "assets/embodiments/aloha-agilex"):
         if not (Path(value) / needed).exists():
-            return f"{variable}={value}: has no {needed}; {install}"
+            return f"{install}  ({variable}={value} has no {needed})"
     return None
 
 

@@ -43,8 +43,8 @@ INSTALL = (
     "VK_ICD_FILENAMES)"
 )
 ASSETS = (
-    "run `python -m mani_skill.utils.download_asset bridge_v2_real2sim -y` (Hugging Face hub) and `… widowx250s -y` "
-    "(GitHub), or name their folder with MS_ASSET_DIR"
+    "its assets: `python -m mani_skill.utils.download_asset bridge_v2_real2sim -y` (Hugging Face hub) and "
+    "`… widowx250s -y` (GitHub), or a folder named by MS_ASSET_DIR"
 )
 
 
@@ -154,7 +154,7 @@ class SimplerWidowXSuite:
         folder = Path(os.environ.get("MS_ASSET_DIR", "~/.maniskill")).expanduser() / "data"
         for needed in ("tasks/bridge_v2_real2sim_dataset", "robots/widowx/wx250s.urdf"):
             if not (folder / needed).exists():
-                return f"no {folder / needed}; {ASSETS}"
+                return f"{ASSETS}  (no {folder / needed})"
         return None
 
     def trials(self, episodes: int, seed: int) -> Sequence[Trial]:
@@ -166,7 +166,7 @@ class SimplerWidowXSuite:
         """A task."""
         problem = self.missing()
         if problem is not None:
-            raise UserError(problem)
+            raise UserError(f"install {problem}")
         environment, steps = TASKS[trial.task]
         return ExternalWorld(suite_embodiment(self.embodiment), SimplerSimulator(environment, steps), steps)
 

@@ -28,12 +28,12 @@ SUCCESS_M = 3.0
 MAX_STEPS = 500
 STILL_PERIODS = 2  # [O] so many waypoints in a row that stay where the base is are a stop
 INSTALL = (
-    "install habitat-sim 0.3.3 and habitat-lab 0.3.3: conda install habitat-sim=0.3.3 headless -c conda-forge -c "
+    "habitat-sim 0.3.3 and habitat-lab 0.3.3: conda install habitat-sim=0.3.3 headless -c conda-forge -c "
     "aihabitat, then pip install habitat-lab"
 )
 DATA = (
-    "download the Matterport3D scenes (niessner.github.io/Matterport, download_mp.py --task habitat) to "
-    "scene_datasets/mp3d/<scene>/<scene>.glb and the episodes (github.com/jacobkrantz/VLN-CE, Data) to datasets/"
+    "the Matterport3D scenes (niessner.github.io/Matterport, download_mp.py --task habitat) as "
+    "scene_datasets/mp3d/<scene>/<scene>.glb, and the episodes (github.com/jacobkrantz/VLN-CE, Data) in datasets/"
 )
 
 
@@ -177,7 +177,7 @@ class VlnCeSuite:
             return absent
         for needed in (self.corpus.episodes, self.corpus.walks, "scene_datasets/mp3d"):
             if not (_data() / needed).exists():
-                return f"no {_data() / needed} (VLN_CE_DATA names the folder); {DATA}"
+                return f"{DATA}  (no {_data() / needed}; VLN_CE_DATA names the folder)"
         return None
 
     def trials(self, episodes: int, seed: int) -> Sequence[Trial]:
@@ -188,7 +188,7 @@ class VlnCeSuite:
         """All episodes in one environment; Habitat changes the house when it has to."""
         problem = self.missing()
         if problem is not None:
-            raise UserError(problem)
+            raise UserError(f"install {problem}")
         walks = {name: np.array(walk["locations"]) for name, walk in read_json(_data() / self.corpus.walks).items()}
         simulator = HabitatSimulator(habitat_env(self.corpus, _data()), walks, self.corpus.turn_deg)
         return self.world(simulator)

@@ -38,7 +38,7 @@ _BOX, _CYLINDER = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER
 UNSEEN_SHAPES: dict[str, tuple[mujoco.mjtGeom, tuple[float, float, float]]] = {
     "cylinder": (_CYLINDER, (0.020, 0.020, 0.0)),
     "tall cylinder": (_CYLINDER, (0.017, 0.028, 0.0)),
-    "tower": (_BOX, (0.017, 0.017, 0.026)),
+    "block": (_BOX, (0.014, 0.020, 0.020)),
     "tile": (_BOX, (0.020, 0.020, 0.014)),
     "small cube": (_BOX, (0.016, 0.016, 0.016)),
     "big cube": (_BOX, (0.023, 0.023, 0.023)),

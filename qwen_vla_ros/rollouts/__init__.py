@@ -1,0 +1,1 @@
+"""What needs the messages of ROS to look at recorded episodes: films, exports, replay."""
