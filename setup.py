@@ -30,7 +30,7 @@ setup(
     maintainer_email="qwen-vla-ros@users.noreply.github.com",
     packages=find_packages(include=["qwen_vla_core", "qwen_vla_core.*", "qwen_vla_ros", "qwen_vla_ros.*"]),
     package_data={
-        "qwen_vla_core": ["py.typed", "sim/worlds/*.xml", "evaluation/pages/*.html"],
+        "qwen_vla_core": ["py.typed", "sim/worlds/*.xml", "evaluation/*.yaml", "evaluation/pages/*.html"],
         "qwen_vla_ros": ["py.typed"],
     },
     data_files=[

@@ -10,6 +10,7 @@ JOBS: dict[str, str] = {
     "run": "closed-loop episodes of a checkpoint: a suite, or a robot's own world; goes on where it stopped",
     "compare": "two results on the same trials: what differs, how sure that is, what so many trials can see",
     "report": "one self-contained HTML page of results, or of a folder of recorded rollouts",
+    "results": "the page of stored results beside the paper's published numbers",
     "suites": "the suites there are, what each measures, and what is missing to run it",
     "sheet": "a picture of a suite: some scenes of every axis",
 }

@@ -31,7 +31,7 @@ INSTALL = (
     "git clone https://github.com/robocasa/robocasa-gr1-tabletop-tasks && pip install -e it, beside robosuite 1.5"
 )
 ASSETS = (
-    "its objects: `python -m {package}.scripts.download_tabletop_assets -y` (objaverse, sketchfab and lightwheel objects: "
+    "its objects: `python -m {package}.scripts.download_tabletop_assets -y` (objaverse, sketchfab, lightwheel: "
     "several GB from Hugging Face nvidia/PhysicalAI-DigitalCousin-Assets and Box)"
 )
 _NOVEL = {  # Posttrain… SplitA: from → to
