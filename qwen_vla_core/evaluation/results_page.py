@@ -133,6 +133,7 @@ def compare(published: Mapping[str, Any], stored: Sequence[Stored]) -> list[Besi
 
 def _ours(result: Result, axis: str, metric: str) -> Iterable[tuple[str | None, Rate | float]]:
     """(task, value) of every task of an axis; all OOD axes together are one line."""
+    cells: list[tuple[str | None, list[dict[str, Any]]]]
     if axis == ALL_OOD:
         axes = [name for name in result.axes if name != IN_DISTRIBUTION]
         cells = [(None, [row for name in axes for row in result.of(name)])]

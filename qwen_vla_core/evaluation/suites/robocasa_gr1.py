@@ -62,7 +62,7 @@ class Gr1Simulator:
     def __init__(self, task: str, robot: Embodiment) -> None:
         import gymnasium
 
-        importlib.import_module(f"{_package()}.utils.gym_utils.gymnasium_groot")  # registers the tasks
+        importlib.import_module(f"{installed_package()}.utils.gym_utils.gymnasium_groot")  # registers the tasks
         self.env: Any = gymnasium.make(f"gr1_unified/{task}_{ROBOT}_Env", enable_render=True, disable_env_checker=True)
         self.parts = {group.name: (group.topic, group.fields) for group in robot.state}
         self.topics = {group.name: group.command.topic for group in robot.actions}
@@ -127,7 +127,7 @@ class RoboCasaGr1Suite:
     def missing(self) -> str | None:
         """Modules, then objects."""
         absent = missing_modules(("gymnasium", "robosuite"), INSTALL)
-        package = _package()
+        package = installed_package()
         if absent is not None or package is None:
             return absent or f"{INSTALL}  (lacks {' or '.join(PACKAGES)})"
         spec = importlib.util.find_spec(package)
@@ -155,7 +155,7 @@ class RoboCasaGr1Suite:
         return ()
 
 
-def _package() -> str | None:
+def installed_package() -> str | None:
     """Which of the two namespaces is installed, and has these tasks."""
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
