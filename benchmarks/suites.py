@@ -21,6 +21,7 @@ import numpy as np
 
 from qwen_vla_core.actions.normalize import Quantiles
 from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.embodiment.spec import DELTA_KINDS
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.evaluation.closed_loop import run_episode
 from qwen_vla_core.evaluation.suites import SUITES, make_suite
@@ -48,7 +49,9 @@ class Timed:
 
 
 def tiny_checkpoint(robot: Embodiment, folder: Path) -> Any:
-    """A random policy whose actions lie in the middle half of the robot's limits, saved and loaded again."""
+    """A random policy, saved and loaded again: its actions lie in the middle half of the robot's limits, its
+    displacements in the middle twentieth, so that the hand stays in sight.
+    """
     import torch
 
     from qwen_vla_core.model.checkpoint import load_checkpoint, save_checkpoint
@@ -57,7 +60,8 @@ def tiny_checkpoint(robot: Embodiment, folder: Path) -> Any:
 
     lower = np.concatenate([group.limits.lower for group in robot.actions])
     upper = np.concatenate([group.limits.upper for group in robot.actions])
-    quarter = np.clip((upper - lower) / 4, None, 1.0)  # a base has no limits worth the name
+    share = np.array([0.05 if group.kind in DELTA_KINDS else 0.5 for group in robot.actions for _ in group.channels])
+    quarter = np.clip(share * (upper - lower) / 2, None, 1.0)  # a base has no limits worth the name
     middle = np.clip((upper + lower) / 2, -1.0, 1.0)
     actions = Quantiles(tuple(middle - quarter), tuple(middle + quarter), robot.channels)
     count = len(robot.state_channels)

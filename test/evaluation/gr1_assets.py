@@ -1,4 +1,4 @@
-"""Stand-ins for RoboCasa's objects: a coloured box for every category of every registry.
+"""Stand-ins for RoboCasa's assets: a coloured box for every category of objects, and for every mesh of its furniture.
 
     python test/evaluation/gr1_assets.py
 
@@ -10,11 +10,44 @@ from __future__ import annotations
 
 import colorsys
 import importlib
+import re
 import zlib
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import cv2
+import numpy as np
+from simpler_assets import box_obj
+
+_TEXTURE = re.compile(r"textures/[\w/-]+\.png")
 HALF = (0.03, 0.03, 0.04)  # metres
+
+
+def fill_furniture(package: str) -> int:
+    """Writes the meshes and textures that furniture names and the package has not; returns how many."""
+    models: Any = importlib.import_module(f"{package}.models")
+    count = 0
+    for model in sorted(Path(models.assets_root).glob("fixtures/**/*.xml")):
+        for tag in ElementTree.parse(model).iter():
+            place = model.parent / tag.get("file", "")
+            if tag.tag not in ("mesh", "texture") or not tag.get("file") or place.exists():
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if tag.tag == "mesh":
+                place.write_text(box_obj(np.array([0.1, 0.1, 0.1])))
+            else:
+                cv2.imwrite(str(place), np.full((8, 8, 3), 160, np.uint8))
+            count += 1
+    for text in Path(models.assets_root).parents[1].rglob("*"):
+        if text.suffix in (".yaml", ".xml", ".py"):
+            for name in _TEXTURE.findall(text.read_text(encoding="utf-8", errors="replace")):
+                place = Path(models.assets_root) / name
+                if not place.exists():
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    cv2.imwrite(str(place), np.full((8, 8, 3), 160, np.uint8))
+                    count += 1
+    return count
 
 
 def write_objects(package: str) -> int:
@@ -55,4 +88,8 @@ if __name__ == "__main__":
     from qwen_vla_core.evaluation.suites.robocasa_gr1 import installed_package
 
     name = installed_package()
-    print(f"wrote {write_objects(name)} boxes" if name else "RoboCasa's tabletop tasks are not installed")
+    print(
+        f"wrote {write_objects(name)} objects, {fill_furniture(name)} files of furniture"
+        if name
+        else "RoboCasa's tabletop tasks are not installed"
+    )

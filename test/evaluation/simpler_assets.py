@@ -49,7 +49,7 @@ def write_assets(folder: Path) -> None:
         model = dataset / "custom" / "models" / name
         model.mkdir()
         for file in ("collision.obj", "textured.obj"):
-            (model / file).write_text(_obj(np.array(size)))
+            (model / file).write_text(box_obj(np.array(size)))
         half = [value / 2 for value in size]
         known[name] = {"bbox": {"min": [-v for v in half], "max": half}, "scales": [1.0], "density": 600}
     (dataset / "custom" / "info_bridge_custom_v0.json").write_text(json.dumps(known))
@@ -68,7 +68,8 @@ _FACES = np.array(
 )  # fmt: skip
 
 
-def _obj(size: np.ndarray) -> str:
+def box_obj(size: np.ndarray) -> str:
+    """A box as Wavefront OBJ."""
     lines = [f"v {x:.5f} {y:.5f} {z:.5f}" for x, y, z in _corners(size)]
     return "\n".join([*lines, *(f"f {a + 1} {b + 1} {c + 1}" for a, b, c in _FACES)]) + "\n"
 

@@ -142,6 +142,7 @@ class SimplerWidowXSuite:
         ),
         deviations=(
             "the script gives its controller, which reads Euler angles, an axis-angle turn; here it gets Euler angles",
+            "displacements beyond 0.1 m and turns beyond 0.5 rad per action are clipped",
             "some published evaluations give all four tasks 120 steps, or stop at the first success",
         ),
     )
