@@ -71,6 +71,8 @@ def build_graph(
     server_ca_file: str = "",
     mock: bool = False,
     policy: bool = True,
+    suite: str = "",
+    axis: str = "",
 ) -> list[NodeSpec]:
     """The nodes of one robot, in start order.
 
@@ -97,6 +99,8 @@ def build_graph(
         server_ca_file: certificate to trust for ``wss://``.
         mock: a kinematic mock takes the place of the drivers: it works for every robot, and no episode is judged.
         policy: start the policy; without it any other source of chunks may drive.
+        suite: in simulation, use the worlds of this suite (``qwen-vla eval suites``).
+        axis: of that suite.
 
     Raises:
         UserError: The YAML is wrong, the robot has no simulation, or a flag has an impossible value.
@@ -172,6 +176,8 @@ def build_graph(
             "episodes": episodes,
             "seed": seed,
             "task": task,
+            "suite": suite,
+            "axis": axis,
             "episode_timeout_s": float(episode_timeout_s),
             "publish_clock": use_sim_time,
             "wait_for_recorder": record,

@@ -19,8 +19,8 @@ stage() { # page, recipe, folder, checkpoint to go on from, changes
 }
 judge() { # name, embodiment, task
   mkdir -p "$out/results/$1"
-  [ -e "$out/results/$1/$2_$3.json" ] || .venv/bin/qwen-vla eval --checkpoint "$out/$1/checkpoint" --embodiment "$2" \
-    --task "$3" --episodes "$episodes" --workers "$workers" --output "$out/results/$1/$2_$3.json"
+  [ -e "$out/results/$1/$2_$3.json" ] || .venv/bin/qwen-vla eval run --checkpoint "$out/$1/checkpoint" --embodiment "$2" \
+    --task "$3" --episodes "$episodes" --workers "$workers" --output "$out/results/$1/$2_$3.jsonl" --resume
 }
 judge_all() {
   judge "$1" aloha pick

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Markdown tables from the JSON files that `qwen-vla eval --output` wrote.
+"""Markdown tables from the files that `qwen-vla eval run --output` wrote, and from those of its older form.
 
 python training/results.py checkpoints/generalist.results              # one checkpoint: a line per file
 python training/results.py runs/ablations/results --across             # several: a line per folder, a column per file
@@ -8,12 +8,13 @@ python training/results.py runs/ablations/results --across             # several
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from qwen_vla_core.evaluation.metrics import Rate
+from qwen_vla_core.evaluation.report import summarise
+from qwen_vla_core.evaluation.results import is_result, read_result
 
 RATES = {
     "success": "success",
@@ -24,8 +25,14 @@ RATES = {
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name of the result → report, in the order of names."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    """Name of the result → report, in the order of names; a suite has one for each axis."""
+    found = {}
+    for path in sorted(path for path in folder.glob("*.json*") if is_result(path)):
+        result = read_result(path)
+        for axis in result.axes:
+            name = path.stem if len(result.axes) == 1 else f"{path.stem} {axis}"
+            found[name] = summarise(result.of(axis), result.header["settings"])
+    return found
 
 
 def rate(report: dict[str, Any], key: str) -> str:
@@ -58,12 +65,12 @@ def across(folder: Path) -> list[str]:
 def main() -> int:
     """Prints the table of a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of JSON files, or with --across of such folders")
+    parser.add_argument("folder", type=Path, help="of result files, or with --across of such folders")
     parser.add_argument("--across", action="store_true", help="compare the folders in it")
     args = parser.parse_args()
     lines = (across if args.across else one)(args.folder) if args.folder.is_dir() else []
     if len(lines) < 3:
-        print(f"{args.folder}: holds no results of `qwen-vla eval --output`", file=sys.stderr)
+        print(f"{args.folder}: holds no results of `qwen-vla eval run --output`", file=sys.stderr)
         return 2
     print("\n".join(lines))
     return 0

@@ -22,6 +22,7 @@ from qwen_vla_core.evaluation.suites.protocol import IN_DISTRIBUTION
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 ALL_OOD = "all OOD axes"
+OF_SUITES = "suites"  # folder below a checkpoint's results, for results of suites
 # The robot's own world, as older result files name it → the suite that asks the same question in distribution.
 WORLD_SUITES = {
     ("aloha", "pick"): "aloha",
@@ -40,8 +41,8 @@ class Stored:
 
     Attributes:
         name: below the checkpoints' folder, for the page.
-        checkpoint: whose results they are: ``generalist`` for ``generalist.results``, ``generalist (told)`` for a
-            folder below it, which holds another training.
+        checkpoint: whose results they are: ``generalist`` for ``generalist.results`` and its ``suites``,
+            ``generalist (told)`` for another folder below it, which holds another training.
         result: what is in it.
     """
 
@@ -91,7 +92,7 @@ def stored_results(folder: Path) -> list[Stored]:
     for path in sorted(folder.glob("*.results/**/*.json*")):
         if is_result(path):
             below = path.relative_to(folder)
-            inner = below.parts[1:-1]
+            inner = tuple(part for part in below.parts[1:-1] if part != OF_SUITES)
             owner = below.parts[0].removesuffix(".results") + (f" ({'/'.join(inner)})" if inner else "")
             found.append(Stored(below.as_posix(), owner, read_result(path)))
     return found

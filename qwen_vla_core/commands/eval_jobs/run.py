@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, CUDA where there is one"
     )
     how.add_argument("--ros", action="store_true", help="through the whole ROS 2 graph, in real time")
+    how.add_argument("--rollouts", default="", metavar="DIR", help="with --ros: record every episode below DIR")
     where = parser.add_argument_group("how it is run")
     where.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     where.add_argument("--ray", action="store_true", help="workers are Ray actors; RAY_ADDRESS names a cluster")
@@ -107,7 +108,7 @@ def _run(
     if args.ros:
         from qwen_vla_core.commands.eval_jobs.ros import open_graph
 
-        opened: Any = open_graph(suite, settings, trials, stored)
+        opened: Any = open_graph(suite, settings, trials, stored, args.rollouts)
     else:
         opened = open_runner(settings, args.workers, args.ray)
     with opened as runner:
@@ -127,15 +128,13 @@ class _Nothing:
 
 
 def _header(args: argparse.Namespace, settings: Settings, suite: Suite) -> dict[str, Any]:
-    from qwen_vla_core.model.checkpoint import resolve_checkpoint
-
     return {
         "suite": suite.name,
         "title": suite.title,
         "settings": dataclasses.asdict(settings),
         "seed": args.seed,
         "episodes": args.episodes,
-        "weights": None if args.expert else weights_of(resolve_checkpoint(args.checkpoint)),
+        "weights": None if args.expert else weights_of(args.checkpoint),
         "until_interval_below": args.until_interval_below,
         "ros": args.ros,
         "axes": dict(suite.axes),
@@ -192,6 +191,8 @@ def _check(args: argparse.Namespace) -> tuple[Settings, Suite]:
         raise UserError(
             "--ros: runs the graph as it is, once: leave out --expert, --latency-ms, --told, --language, --workers"
         )
+    if args.rollouts and not args.ros:
+        raise UserError("--rollouts: only the ROS graph records; add --ros")
     args.embodiment = "" if args.suite else args.embodiment or DEFAULT_ROBOT
     settings = Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
     if args.suite:
@@ -224,14 +225,14 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _check_robot(args: argparse.Namespace, suite: Suite) -> None:
     """That the checkpoint drives what the suite needs."""
-    from qwen_vla_core.embodiment import load_embodiment
-    from qwen_vla_core.model.checkpoint import read_config, resolve_checkpoint
-
-    name = suite.embodiment if args.suite else load_embodiment(suite.embodiment).name
     if args.expert:
         if not hasattr(suite, "make_expert"):
             raise UserError(f"--expert: suite {suite.name} has none")
         return
+    from qwen_vla_core.embodiment import load_embodiment
+    from qwen_vla_core.model.checkpoint import read_config, resolve_checkpoint
+
+    name = suite.embodiment if args.suite else load_embodiment(suite.embodiment).name
     drives = read_config(resolve_checkpoint(args.checkpoint))["embodiments"]
     if args.told is not None and args.told not in drives:
         raise UserError(f"--told {args.told}: this checkpoint drives {', '.join(drives)}")

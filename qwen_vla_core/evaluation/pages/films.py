@@ -80,15 +80,12 @@ def film_worst(result: Result, count: int, checkpoint: str | None = None) -> tup
 
 
 def _evaluator(result: Result, checkpoint: str | None) -> Evaluator:
-    from qwen_vla_core.model.checkpoint import resolve_checkpoint
-
     stored = result.header["settings"]
     known = {field.name: stored[field.name] for field in fields(Settings) if field.name in stored}
     settings = Settings(**{**known, **({"checkpoint": checkpoint} if checkpoint else {}), "language": False})
     if not settings.expert:
-        folder = resolve_checkpoint(settings.checkpoint)
         weights = result.header.get("weights")
-        if weights is not None and weights_of(folder) != weights:
+        if weights is not None and weights_of(settings.checkpoint) != weights:
             raise UserError(f"the weights of {settings.checkpoint} are no longer those of the trials")
     return Evaluator(settings)
 

@@ -47,7 +47,7 @@ def _passed(world: Any) -> bool:
 
 def _at_goal(world: Any) -> bool:
     """Within reach of the goal, having passed what was named: the stage that oracle success asks for too."""
-    return bool(world.passed and world.nearest_in_reach() == world.target)
+    return bool(world.passed and world.nearest_in_reach() == world.task.goal)
 
 
 def _done(world: Any) -> bool:

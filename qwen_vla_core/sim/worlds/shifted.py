@@ -192,10 +192,22 @@ class ShiftedTable(TabletopWorld):
 
     # --- what the judge knows ---------------------------------------------------------------------------------------
 
+    @property
+    def target(self) -> str:
+        """The colour asked for, in the words of this scene."""
+        return self._words.get(self.task.colour, self.task.colour)
+
+    def chosen(self) -> str | None:
+        """See ``TabletopWorld``, in the words of this scene."""
+        found = super().chosen()
+        return None if found is None else self._words.get(found, found)
+
     def other_instruction(self) -> str | None:
         """See ``TabletopWorld``, in the words of this scene."""
-        other = next((colour for colour in self._layout if colour != self.target), None)
-        return None if other is None else self._spoken(self._plain(self.instruction).replace(self.target, other))
+        other = next((colour for colour in self._layout if colour != self.task.colour), None)
+        if other is None:
+            return None
+        return self._spoken(self._plain(self.instruction).replace(self.task.colour, other))
 
     def about(self) -> dict[str, Any]:
         """See ``TabletopWorld``, and which unseen thing it was."""

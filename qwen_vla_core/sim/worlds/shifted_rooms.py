@@ -150,6 +150,16 @@ class ShiftedRooms(RoomsWorld):
             spoken = spoken.replace(words, name)
         return spoken
 
+    @property
+    def target(self) -> str:
+        """The landmark asked for, in the words of this scene."""
+        return self._words.get(self.task.goal, self.task.goal)
+
+    def chosen(self) -> str | None:
+        """See ``RoomsWorld``, in the words of this scene."""
+        found = super().chosen()
+        return None if found is None else self._words.get(found, found)
+
     def other_instruction(self) -> str | None:
         """See ``RoomsWorld``, in the words of this scene."""
         shown, self.instruction = self.instruction, self._plain(self.instruction)
