@@ -117,13 +117,20 @@ def read_published(path: Path = PUBLISHED) -> dict[str, Any]:
 
 
 def compare(published: Mapping[str, Any], stored: Sequence[Stored]) -> list[Beside]:
-    """The published numbers in their order, each with ours where there is a world of the same question."""
+    """The published numbers in their order, each with ours where there is a world of the same question.
+
+    Where a checkpoint has a result of the suite itself, older ones of the same world are left out: axes are compared
+    within one run.
+    """
     lines = []
+    plain = [item for item in stored if not item.unusual and "(" not in item.checkpoint]
+    of_suites = {(item.checkpoint, item.suite) for item in plain if item.result.suite == item.suite}
     for benchmark in published["benchmarks"]:
         for entry in benchmark["results"]:
             ours: list[tuple[str, str | None, Rate | float]] = []
-            for item in stored:
-                if item.suite == benchmark["twin"] and not item.unusual and "(" not in item.checkpoint:
+            for item in plain:
+                older = item.result.suite != item.suite and (item.checkpoint, item.suite) in of_suites
+                if item.suite == benchmark["twin"] and not older:
                     ours += [(item.checkpoint, *value) for value in _ours(item.result, entry["axis"], entry["metric"])]
             why_not = " ".join(str(benchmark.get("why_not", "")).split())
             lines.append(
@@ -202,6 +209,8 @@ def page(checkpoints: Path, benchmarks: Path, picture: str) -> str:
         "simulators run).\n",
         f"![Axes of the same name: ours and the paper's, in panels of their own]({picture})\n",
         "## The same axis names, side by side\n",
+        "Axes are compared within one run: where a checkpoint has a result of the suite itself, older ones of the same "
+        "world stand only in the table of every stored result.\n",
         _beside_tables(lines),
         "## Published benchmarks without a world of ours\n",
         _paper_only(published),

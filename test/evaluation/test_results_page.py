@@ -49,6 +49,10 @@ def test_ours_stand_beside_theirs_by_axis_and_metric(tmp_path: Path) -> None:
     )  # fmt: skip
     write(tmp_path / "small.results" / "late.jsonl", "aloha", {"colour": [True]}, latency_ms=100.0)
     write(tmp_path / "small.results" / "other" / "aloha.jsonl", "aloha", {"colour": [True]})
+    row = {"success": True, "seconds": 1.0, "chosen": None, "target": None, "metrics": {}}
+    older = {"settings": {"embodiment": "aloha", "task": "pick"}, "episodes": [{"seed": 1, **row}]}
+    (tmp_path / "small.results" / "suites").mkdir()
+    (tmp_path / "small.results" / "suites" / "pick.json").write_text(json.dumps(older))
     (tmp_path / "small.results" / "broken.json").write_text("{}")
     stored = stored_results(tmp_path)
     assert [(item.checkpoint, item.suite, item.unusual) for item in stored] == [
@@ -56,6 +60,7 @@ def test_ours_stand_beside_theirs_by_axis_and_metric(tmp_path: Path) -> None:
         ("small", "belt", ()),
         ("small", "aloha", ("latency_ms 100.0",)),
         ("small (other)", "aloha", ()),
+        ("small", "aloha", ()),  # of a time before suites: not beside the suite's own
     ]
     lines = {(line.benchmark, line.axis, line.metric): line for line in compare(read_published(), stored)}
     real = "ALOHA, real robot"
