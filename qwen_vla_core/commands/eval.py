@@ -11,6 +11,7 @@ JOBS: dict[str, str] = {
     "open-loop": "predicted chunks beside recorded ones, beside staying and repeating",
     "compare": "two results on the same trials: what differs, how sure that is, what so many trials can see",
     "report": "one self-contained HTML page of results, or of a folder of recorded rollouts",
+    "results": "the page of stored results beside the paper's published numbers",
     "suites": "the suites there are, what each measures, and what is missing to run it",
     "sheet": "a picture of a suite: some scenes of every axis",
 }
