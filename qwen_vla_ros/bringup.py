@@ -19,9 +19,13 @@ from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT, resource_dir
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, find_strategy
+from qwen_vla_core.serving.access import check_binding, read_token
 
 Value = str | int | float | bool | list[str]
 PACKAGE = "qwen_vla_ros"
+DASHBOARD_TOKEN = "QWEN_VLA_DASHBOARD_TOKEN"
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8080
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
@@ -34,6 +38,7 @@ class NodeSpec:
         parameters: ROS parameters; empty strings are left out (the node's own default holds).
         environment: variables to set for the process, on top of the inherited ones.
         ends_graph: this node's clean exit (0) is the end of the job, not a failure.
+        optional: the robot does not need this node: its end does not end the others, and it is started again.
         stop_order: nodes stop in ascending order; the controller is last, so that it can hold while the rest ends.
     """
 
@@ -47,6 +52,7 @@ class NodeSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     log_level: str = "info"
     ends_graph: bool = False
+    optional: bool = False
     stop_order: int = 0
 
     @property
@@ -77,7 +83,14 @@ def build_graph(
     server_ca_file: str = "",
     mock: bool = False,
     policy: bool = True,
+    suite: str = "",
+    axis: str = "",
     namespaced_topics: bool = False,
+    dashboard: bool = False,
+    dashboard_host: str = DEFAULT_HOST,
+    dashboard_port: int = DEFAULT_PORT,
+    dashboard_token_file: str = "",
+    dashboard_read_only: bool = False,
 ) -> list[NodeSpec]:
     """The nodes of one robot, in start order.
 
@@ -104,7 +117,14 @@ def build_graph(
         server_ca_file: certificate to trust for ``wss://``.
         mock: a kinematic mock takes the place of the drivers: it works for every robot, and no episode is judged.
         policy: start the policy; without it any other source of chunks may drive.
+        suite: in simulation, use the worlds of this suite (``qwen-vla eval suites``).
+        axis: of that suite.
         namespaced_topics: topics that the YAML writes with a leading "/" are inside the namespace too.
+        dashboard: start the operator's web page.
+        dashboard_host: address it is served on; any but a loopback one needs a token.
+        dashboard_port: its port; where it is taken, the next free one.
+        dashboard_token_file: file with the token; empty: QWEN_VLA_DASHBOARD_TOKEN.
+        dashboard_read_only: show everything, press nothing.
 
     Raises:
         UserError: The YAML is wrong, the robot has no simulation, or a flag has an impossible value.
@@ -183,12 +203,30 @@ def build_graph(
             "episodes": episodes,
             "seed": seed,
             "task": task,
+            "suite": suite,
+            "axis": axis,
             "episode_timeout_s": float(episode_timeout_s),
             "publish_clock": use_sim_time,
             "wait_for_recorder": record,
             "summary_file": summary,
         }
         nodes.append(node("sim_node", 1, parameters, ends_graph=episodes > 0))
+    if dashboard:
+        check_binding(
+            dashboard_host,
+            read_token(token_file=dashboard_token_file, variable=DASHBOARD_TOKEN),
+            "dashboard_host",
+            f"dashboard_token_file or {DASHBOARD_TOKEN}",
+        )
+        page: dict[str, Value] = {
+            "simulated": sim or mock,
+            "rollouts": str(Path(run_dir).parent) if run_dir else "",
+            "host": dashboard_host,
+            "port": dashboard_port,
+            "token_file": dashboard_token_file,
+            "read_only": dashboard_read_only,
+        }
+        nodes.append(replace(node("dashboard_node", 0, page), optional=True))
     return nodes
 
 

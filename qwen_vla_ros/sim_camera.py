@@ -19,9 +19,10 @@ from qwen_vla_core.sim.registry import make_world
 class TwinCamera:
     """A twin of ``world``; ``reset`` and ``snapshot`` must be called with the physics standing still."""
 
-    def __init__(self, name: str, world: Any) -> None:
+    def __init__(self, name: str, world: Any, **options: Any) -> None:
+        """``world`` is ``make_world(name, **options)``, and so is its twin."""
         self._world = world
-        self._twin: Any = make_world(name)
+        self._twin: Any = make_world(name, **options)
         self._lock = threading.Lock()
 
     def reset(self, seed: int, instruction: str) -> None:

@@ -59,6 +59,8 @@ class Robot(Protocol):
 
     def ended(self) -> bool: ...
 
+    def judgement(self) -> dict[str, Any]: ...
+
     def sim_time_s(self) -> float: ...
 
     def seconds_since_command(self) -> float: ...
@@ -153,9 +155,10 @@ class Director:
         first_s = self._robot.sim_time_s()
         outcome = self._judge(first_s) if seen and not self._abort.is_set() else "aborted"
         seconds = self._robot.sim_time_s() - (first_s if seen else started_s)
+        judgement = self._robot.judgement()
         result = {**about, "outcome": outcome, "seconds": round(seconds, 3)}
         self._tell({"event": "finished", **result})
-        self._results.append(result)
+        self._results.append({**result, **judgement})
         self._running = -1
         self._logger.info(f"episode {index} (seed {seed}): {outcome} after {seconds:.1f} s: '{instruction}'")
         if settings.summary_file:

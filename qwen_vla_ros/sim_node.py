@@ -22,6 +22,7 @@ from sensor_msgs.msg import LaserScan
 
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.evaluation.suites.protocol import IN_DISTRIBUTION
 from qwen_vla_core.runtime.mock_robot import SERVO_TIMEOUT_S
 from qwen_vla_core.runtime.obstacles import Scan
 from qwen_vla_core.sim.registry import make_world, world_class
@@ -50,6 +51,7 @@ from qwen_vla_ros.node_utils import (
 )
 from qwen_vla_ros.sim_camera import TwinCamera
 from qwen_vla_ros.sim_episodes import Director, EpisodeSettings
+from qwen_vla_ros.suite_runner import WatchedEpisode, episode_row
 
 SCAN_HZ, SCAN_BEAMS, SCAN_RANGE_M = 10.0, 360, 10.0  # of the simulated laser scanner
 MAX_LAG_S = 0.1  # further behind real time than this, the schedule starts anew instead of catching up in a burst
@@ -74,6 +76,8 @@ class SimNode(Node):
         )
         declare(self, "mute_views", "", "Views that publish nothing, comma separated: a fault drill")
         task = declare(self, "task", "", "Task the world draws from; empty: its first; all: all", read_only=True)
+        suite = declare(self, "suite", "", "Suite whose worlds are used (qwen-vla eval run --ros)", read_only=True)
+        axis = declare(self, "axis", "", "Axis of that suite; empty: in distribution", read_only=True)
         settings = EpisodeSettings(
             instruction=declare(self, "instruction", "", "What to do; empty: the world chooses", read_only=True),
             episodes=declare(self, "episodes", 0, "End after so many; 0: never", read_only=True, minimum=0),
@@ -100,10 +104,14 @@ class SimNode(Node):
         known = world_class(simulation.world).task_names
         if task not in ("", "all", *known):
             raise UserError(f"parameter 'task': {task!r} is none of {', '.join(known)}, all")
-        self._world: Any = make_world(simulation.world, tasks=known if task == "all" else (task or known[0],))
+        options: dict[str, Any] = {"tasks": known if task == "all" else (task or known[0],)}
+        self._watched = WatchedEpisode(suite, axis or IN_DISTRIBUTION, task or known[0]) if suite else None
+        if self._watched is not None:
+            options = self._watched.world_options
+        self._world: Any = make_world(simulation.world, **options)
         if settings.timeout_s == 0.0:
             settings = replace(settings, timeout_s=float(self._world.limit_s))
-        self._camera = TwinCamera(simulation.world, self._world)
+        self._camera = TwinCamera(simulation.world, self._world, **options)
         self._camera_rate_hz = simulation.camera_rate_hz
         self._camera_size = simulation.camera_size
         self._period_s = 1.0 / self._world.control_hz / self._factor
@@ -172,6 +180,8 @@ class SimNode(Node):
             self._world.reset(seed, instruction)
             self._camera.reset(seed, self._world.instruction)
             self._target_c = np.array(self._world.command())
+            if self._watched is not None:
+                self._watched.begin()
             self._twist.update(vx=0.0, wz=0.0)
             rendered = self._rendered
             chosen = str(self._world.instruction)
@@ -189,6 +199,11 @@ class SimNode(Node):
         """Whether the episode is over, also without success."""
         with self.lock:
             return bool(self._world.ended())
+
+    def judgement(self) -> dict[str, Any]:
+        """What is measured of the episode so far, for the summary."""
+        with self.lock:
+            return episode_row(self._world) if self._watched is None else self._watched.row(self._world)
 
     def sim_time_s(self) -> float:
         """Simulated seconds since the node started; never goes back."""
@@ -216,6 +231,8 @@ class SimNode(Node):
                     self._world.step(self._target_c)
                 else:
                     self._world.drive(self._twist["vx"], self._twist["wz"])
+                if self._watched is not None:
+                    self._watched.step(self._world)
                 state_c = self._world.state()
                 self._sim_ns += step_ns
                 self._steps += 1

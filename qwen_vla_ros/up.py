@@ -1,7 +1,8 @@
 """``qwen-vla up ROBOT``: starts the whole graph and supervises it, without ``ros2 launch``.
 
 Every node is a process of its own session, so that Ctrl-C reaches only the supervisor, which then stops them in order:
-the policy first, the controller last. A node that dies stops the rest the same way.
+the policy first, the controller last. A node that dies stops the rest the same way; only one that the robot does not
+need (the dashboard) does not: it is started again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +29,8 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES
 from qwen_vla_ros.bringup import (
+    DEFAULT_HOST,
+    DEFAULT_PORT,
     LOG_LEVELS,
     NodeSpec,
     build_fleet,
@@ -40,6 +44,10 @@ from qwen_vla_ros.bringup import (
 POLL_S = 0.1
 GRACE_S = {signal.SIGINT: 10.0, signal.SIGTERM: 3.0, signal.SIGKILL: 2.0}
 PR_SET_PDEATHSIG = 1
+RESTARTS = 5  # of a node that the robot does not need, each after waiting twice as long
+RESTART_AFTER_S = 1.0
+WELL_AFTER_S = 60.0  # one that ran for so long begins to be counted anew
+USER_MISTAKE = 2  # exit code: starting again would not help
 Echo = Callable[[str], None]
 
 
@@ -74,6 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--episode-timeout", type=float, default=0.0, metavar="S", help="simulated seconds per episode; 0: the world's"
     )
+    text = "serve the operator's web page (docs/dashboard.md); its address is printed"
+    parser.add_argument("--dashboard", action=flag, default=True, help=text)
+    text = "address of the page; any but a loopback one needs a token"
+    parser.add_argument("--dashboard-host", default=DEFAULT_HOST, metavar="ADDRESS", help=text)
+    text = "port of the page, or the next free one (default: %(default)s)"
+    parser.add_argument("--dashboard-port", type=int, default=DEFAULT_PORT, metavar="PORT", help=text)
+    parser.add_argument("--dashboard-token-file", default="", metavar="FILE", help="token that browsers must show")
+    parser.add_argument("--dashboard-read-only", action="store_true", help="the page shows everything, presses nothing")
     parser.add_argument("--namespace", default="", help="ROS namespace of all nodes")
     parser.add_argument("--use-sim-time", action=flag, default=False, help="all nodes follow the simulator's /clock")
     parser.add_argument("--autostart", action=flag, default=True, help="configure and activate policy and controller")
@@ -109,6 +125,11 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "task": args.task,
         "episode_timeout_s": args.episode_timeout,
+        "dashboard": args.dashboard,
+        "dashboard_host": args.dashboard_host,
+        "dashboard_port": args.dashboard_port,
+        "dashboard_token_file": args.dashboard_token_file,
+        "dashboard_read_only": args.dashboard_read_only,
     }
     build = _builder(args.robot or ["aloha"])
     nodes = {spec.name for spec in build(**graph)}  # a user's mistake is told before a run folder exists
@@ -160,9 +181,16 @@ class Child:
 
     def __init__(self, spec: NodeSpec, echo: Echo) -> None:
         self.spec = spec
+        self._restarts = 0
+        self._revive_at: float | None = None  # monotonic; None: it runs, or is given up
+        self._given_up = False
+        self._start(echo)
+
+    def _start(self, echo: Echo) -> None:
+        self._started_at = time.monotonic()
         self.process = subprocess.Popen(
-            command_line(spec),
-            env=process_environment(spec),
+            command_line(self.spec),
+            env=process_environment(self.spec),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -178,6 +206,23 @@ class Child:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             echo(f"[{self.spec.label}] {line.rstrip()}")
+
+    def revive(self, code: int, echo: Echo) -> None:
+        """Starts a dead node again after a while, some times; called again and again while it is dead."""
+        now = time.monotonic()
+        if self._given_up:
+            return
+        if self._revive_at is None:
+            if now - self._started_at > WELL_AFTER_S:
+                self._restarts = 0
+            self._given_up = code == USER_MISTAKE or self._restarts == RESTARTS
+            self._revive_at = now + RESTART_AFTER_S * 2**self._restarts
+            what = "the others go on without it" if self._given_up else "the others go on, it is started again"
+            echo(f"[up] {self.spec.name} ended ({_describe(code)}): {what}")
+        elif now >= self._revive_at:
+            self._restarts += 1
+            self._revive_at = None
+            self._start(echo)
 
     def stop(self, echo: Echo) -> int:
         """SIGINT, then SIGTERM, then SIGKILL, each with its time to react; returns the exit code."""
@@ -224,6 +269,9 @@ def _watch(children: Sequence[Child], stop: threading.Event, echo: Echo) -> tupl
         for child in children:
             code = child.process.poll()
             if code is None:
+                continue
+            if child.spec.optional:
+                child.revive(code, echo)
                 continue
             if code == 0 and child.spec.ends_graph:
                 unfinished -= 1

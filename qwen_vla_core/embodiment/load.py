@@ -16,6 +16,7 @@ from qwen_vla_core.embodiment.yamlpos import compose, line_of, read_text
 from qwen_vla_core.resources import resource_dir
 
 SUFFIXES = (".yaml", ".yml")
+SUITES = "suites"  # folder of the robots that live in benchmarks' simulators: they have no drivers and no ROS graph
 PLACEHOLDER = "TODO"  # what a draft writes where a person must know better
 
 
@@ -27,6 +28,8 @@ def shipped_embodiments() -> tuple[str, ...]:
 def resolve_embodiment(name_or_path: str | Path) -> Path:
     """Path of an embodiment file; a bare word is a shipped name, anything with a slash or suffix a path.
 
+    The robots of benchmarks' simulators (``suites/<name>``) are shipped too, and may be named without the folder.
+
     Raises:
         EmbodimentError: neither exists; the shipped names are listed.
     """
@@ -37,6 +40,10 @@ def resolve_embodiment(name_or_path: str | Path) -> Path:
         return resource_dir("embodiments") / f"{path.name}.yaml"
     if path.is_file():
         return path
+    if bare or (path.parts[:1] == (SUITES,) and len(path.parts) == 2):
+        of_suite = resource_dir("embodiments") / SUITES / f"{path.stem}.yaml"
+        if of_suite.is_file():
+            return of_suite
     problem = "is a directory, not a file" if path.is_dir() else "no such embodiment file"
     fix = did_you_mean(path.stem, shipped) if bare else "check the path"
     raise EmbodimentError(str(name_or_path), 0, "", problem, f"{fix} (shipped names: {', '.join(shipped)})")

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.evaluation.closed_loop import EpisodeResult, run_episode
+from qwen_vla_core.evaluation.closed_loop import EpisodeResult, judge, run_episode
 from qwen_vla_core.evaluation.real_time import Timing, run_episode_in_time
+from qwen_vla_core.evaluation.smoothness import Smoothness
+from qwen_vla_core.evaluation.suites.protocol import Suite, Trial, Watcher
 from qwen_vla_core.interfaces import Committed, Request
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, find_strategy
 
 FRAME_S = 0.1  # of a film
+OnStep = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Settings:
         latency_ms: how late chunks are; None: the world waits for the policy.
         strategy: with ``latency_ms``, how chunks follow each other (``runtime.continuity``).
         blend_ms: with ``latency_ms``, fade between chunks; None: the strategy's.
+        suite: a suite's name; it then says robot, worlds and tasks. None: the world of ``embodiment``.
+        expert: the world's scripted expert acts instead of the checkpoint: is every trial solvable?
     """
 
     embodiment: str
@@ -53,54 +58,106 @@ class Settings:
     latency_ms: float | None = None
     strategy: str = DEFAULT_STRATEGY
     blend_ms: float | None = None
+    suite: str | None = None
+    expert: bool = False
 
 
 Row = dict[str, Any]
 
 
+def suite_of(settings: Settings) -> Suite:
+    """The suite that the settings name, or their robot's own world as a suite of one axis and one task."""
+    from qwen_vla_core.evaluation.suites import make_suite
+    from qwen_vla_core.evaluation.suites.world import WorldSuite
+
+    return make_suite(settings.suite) if settings.suite else WorldSuite(settings.embodiment, settings.task)
+
+
 class Evaluator:
-    """One world and one policy, reused over seeds."""
+    """One policy (or the scripted expert) and the world it was last used in, reused over trials."""
 
     def __init__(self, settings: Settings) -> None:
+        from qwen_vla_core.embodiment import load_embodiment
+
+        self.settings = settings
+        self.suite = suite_of(settings)
+        self.world: Any = None
+        self._world_key = ""
+        if settings.expert:
+            self.policy: Any = None
+            self.robot = load_embodiment(self.suite.embodiment)
+            return
         import torch
 
-        from qwen_vla_core.embodiment import load_embodiment
         from qwen_vla_core.model.checkpoint import load_checkpoint, resolve_checkpoint
         from qwen_vla_core.model.device import choose_device
-        from qwen_vla_core.sim.registry import make_world, world_class
 
         torch.set_num_threads(1)
-        self.settings = settings
-        embodiment = self.embodiment = load_embodiment(settings.embodiment)
-        assert embodiment.simulation is not None  # whoever starts episodes has seen to it
-        known = world_class(embodiment.simulation.world).task_names
-        tasks = known if settings.task == "all" else (settings.task or known[0],)
-        self.world = make_world(embodiment.simulation.world, tasks=tasks)
         device, dtype = choose_device(settings.device)
         self.policy = load_checkpoint(resolve_checkpoint(settings.checkpoint), device, dtype)
         self.generator = torch.Generator(device)
+        name = self.suite.embodiment
+        self.robot = self.policy.embodiment(name) if name in self.policy.embodiments else load_embodiment(name)
 
-    def __call__(self, seed: int, on_step: Callable[[Any], None] | None = None) -> Row:
-        result = self._episode(seed, None, on_step)
-        row = self._row(result)
+    def __call__(self, trial: Trial | int, on_step: OnStep | None = None) -> Row:
+        """Runs a trial, or the one of a seed; with ``language`` also another instruction in the same scene."""
+        trial = self.suite.trials(1, trial)[0] if isinstance(trial, int) else trial
+        self._prepare(trial)
+        row = self._row(trial, trial.instruction, on_step)
         if self.settings.language:
             other = self.world.other_instruction()
             if other is not None:
-                row["other"] = self._row(self._episode(seed, other))
+                row["other"] = self._row(trial, other)
         return row
 
-    def _episode(
-        self, seed: int, instruction: str | None, on_step: Callable[[Any], None] | None = None
-    ) -> EpisodeResult:
-        self.generator.manual_seed(seed)
+    def close(self) -> None:
+        """Frees the world."""
+        if self.world is not None:
+            self.world.close()
+        self.world, self._world_key = None, ""
+
+    def _prepare(self, trial: Trial) -> None:
+        if self._world_key != trial.world_key:
+            self.close()
+            self.world = self.suite.make_world(trial)
+            self._world_key = trial.world_key
+
+    def _row(self, trial: Trial, instruction: str | None, on_step: OnStep | None = None) -> Row:
+        watchers: list[Watcher] = []
+
+        def watch(world: Any) -> None:
+            if not watchers:  # the world has been reset by now, and is one step old
+                watchers.extend(self.suite.watch(world, trial))
+                if self.settings.latency_ms is None:
+                    watchers.append(Smoothness(self.robot, world.control_hz))
+            for watcher in watchers:
+                watcher.step(world)
+            if on_step is not None:
+                on_step(world)
+
+        result = self._episode(trial, instruction, watch)
+        metrics = dict(result.metrics)
+        for watcher in watchers:
+            metrics |= watcher.metrics(self.world)
+        row = {**result.to_dict(), "metrics": metrics, "target": self.world.target}
+        about = self.world.about() if hasattr(self.world, "about") else {}
+        if "variant" in about:
+            row["variant"] = about["variant"]
+        return row
+
+    def _episode(self, trial: Trial, instruction: str | None, on_step: OnStep) -> EpisodeResult:
         settings = self.settings
-        sampler = _Sampler(self.policy, self.embodiment.name, settings.flow_steps, self.generator, settings.told)
+        limit_s = settings.timeout if settings.timeout is not None else trial.limit_s
         common: dict[str, Any] = {
-            "seed": seed,
+            "seed": trial.seed,
             "instruction": instruction,
-            "timeout_s": self.world.limit_s if settings.timeout is None else settings.timeout,
+            "timeout_s": self.world.limit_s if limit_s is None else limit_s,
             "on_step": on_step,
         }
+        if settings.expert:
+            return run_expert(self.world, self.suite, **common)
+        self.generator.manual_seed(trial.seed)
+        sampler = _Sampler(self.policy, self.robot.name, settings.flow_steps, self.generator, settings.told)
         if settings.latency_ms is None:
             return run_episode(self.world, sampler, execute_steps=settings.execute_steps, **common)
         timing = Timing(
@@ -109,10 +166,20 @@ class Evaluator:
             settings.execute_steps,
             blend_s=None if settings.blend_ms is None else settings.blend_ms / 1000,
         )
-        return run_episode_in_time(self.world, sampler, self.embodiment, timing=timing, **common)
+        return run_episode_in_time(self.world, sampler, self.robot, timing=timing, **common)
 
-    def _row(self, result: EpisodeResult) -> Row:
-        return {**result.to_dict(), "target": self.world.target}
+
+def run_expert(
+    world: Any, suite: Any, *, seed: int, instruction: str | None, timeout_s: float, on_step: OnStep
+) -> EpisodeResult:
+    """One episode of a world's scripted expert, which reads the simulator's state and renders nothing."""
+    world.reset(seed, instruction)
+    expert = suite.make_expert(world)
+    while not world.ended() and world.time_s < timeout_s:
+        for command in world.play(expert.action()):
+            world.step(command)
+            on_step(world)
+    return judge(world, seed, 0)
 
 
 class _Sampler:
@@ -145,25 +212,47 @@ class _Sampler:
 
 
 def film_episodes(
-    evaluator: Evaluator, seeds: Sequence[int], path: Path, frame_s: float = FRAME_S, width: int | None = None
+    evaluator: Evaluator, trials: Sequence[Trial | int], path: Path, frame_s: float = FRAME_S, width: int | None = None
 ) -> None:
-    """Runs some seeds with the camera on and writes a GIF: all views side by side, the instruction below.
+    """Runs some trials with the camera on and writes a GIF: all views side by side, the instruction below.
 
     Args:
         evaluator: of the world and the policy; a second instruction in the same scene is left out.
-        seeds: one episode each.
+        trials: one episode each.
         path: .gif.
         frame_s: simulated seconds between frames.
         width: of the film in pixels; None: as rendered.
     """
+    from qwen_vla_core.sim.pictures import save
+
+    save(path, [frame for trial in trials for frame in film(evaluator, trial, frame_s, width)], frame_s)
+
+
+def film(
+    evaluator: Evaluator,
+    trial: Trial | int,
+    frame_s: float = FRAME_S,
+    width: int | None = None,
+    picture: Callable[[Any], Any] | None = None,
+) -> list[Any]:
+    """The frames of one episode, run again with the camera on; see ``film_episodes``.
+
+    Args:
+        evaluator: see there.
+        trial: which.
+        frame_s: see there.
+        width: see there.
+        picture: world → (height, width, 3) RGB; None: all views side by side with the instruction.
+    """
     import cv2
 
-    from qwen_vla_core.sim.pictures import save, tile
+    from qwen_vla_core.sim.pictures import tile
 
+    picture = picture or tile
     frames: list[Any] = []
 
     def take(world: Any) -> None:
-        frame = tile(world)
+        frame = picture(world)
         if width is not None and frame.shape[1] > width:
             size = (width, round(frame.shape[0] * width / frame.shape[1]))
             frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
@@ -176,13 +265,12 @@ def film_episodes(
     settings = evaluator.settings
     evaluator.settings = replace(settings, language=False)
     try:
-        for seed in seeds:
-            evaluator(seed, on_step)
-            for _ in range(round(0.5 / frame_s)):  # half a second on the result
-                take(evaluator.world)
+        evaluator(trial, on_step)
+        for _ in range(round(0.5 / frame_s)):  # half a second on the result
+            take(evaluator.world)
     finally:
         evaluator.settings = settings
-    save(path, frames, frame_s)
+    return frames
 
 
 # ---- in other processes --------------------------------------------------------------------------------------------
@@ -217,9 +305,9 @@ def spawned(workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def run_in_worker(settings: Settings, seed: int) -> Row:
+def run_in_worker(settings: Settings, trial: Trial | int) -> Row:
     """One episode, in a process of ``spawned``."""
-    return _evaluator_of(settings)(seed)
+    return _evaluator_of(settings)(trial)
 
 
 def film_in_worker(settings: Settings, seeds: Sequence[int], path: Path, frame_s: float, width: int | None) -> None:
@@ -228,14 +316,21 @@ def film_in_worker(settings: Settings, seeds: Sequence[int], path: Path, frame_s
 
 
 _kept: Evaluator | None = None
-_LOADED = ("embodiment", "checkpoint", "task", "device")  # what an evaluator is built from; the rest is read each time
+_LOADED = (
+    "embodiment",
+    "checkpoint",
+    "task",
+    "device",
+    "suite",
+    "expert",
+)  # what an evaluator is built from; the rest is read each time
 
 
 def _evaluator_of(settings: Settings) -> Evaluator:
     global _kept
     if _kept is None or any(getattr(_kept.settings, key) != getattr(settings, key) for key in _LOADED):
         if _kept is not None:
-            _kept.world.close()
+            _kept.close()
         _kept = Evaluator(settings)
     _kept.settings = settings
     return _kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from qwen_vla_core.embodiment.spec import VELOCITY_KINDS, ActionGroup, Embodiment
@@ -93,3 +95,24 @@ class PlayStatistics:
             "jump_max": max(self._jumps, default=0.0),
             "idle": 1.0 - played_s / seconds if seconds > 0 else 0.0,
         }
+
+
+class Smoothness:
+    """A watcher of an episode in which the world waits for its policy: jerk alone, of the commands that were played."""
+
+    def __init__(self, robot: Embodiment, control_hz: float) -> None:
+        """
+        Args:
+            robot: whose commands these are.
+            control_hz: commands per second.
+        """
+        self._statistics = PlayStatistics(robot, control_hz)
+
+    def step(self, world: Any) -> None:
+        """After each control step."""
+        self._statistics.add_command(world.command())
+
+    def metrics(self, world: Any) -> dict[str, float]:
+        """jerk_mean and jerk_max, see ``PlayStatistics``."""
+        found = self._statistics.metrics(0.0, 0.0)
+        return {name: found[name] for name in ("jerk_mean", "jerk_max")}

@@ -163,6 +163,10 @@ class ObstacleStop:
             return f"stale scan: {self.spec.topic} is {age_ns / MILLI:.0f} ms old"
         return None
 
+    def sees(self, direction: float) -> bool:
+        """Whether the last scan measured enough around a direction of travel, radians from ahead to the left."""
+        return self._seen is not None and self._knows(np.array([math.cos(direction), math.sin(direction), 0.0]))
+
     # ---- the twist --------------------------------------------------------------------------------------------------
 
     def limit(self, wanted: np.ndarray, now: np.ndarray, acceleration: np.ndarray, t_ns: int) -> np.ndarray:

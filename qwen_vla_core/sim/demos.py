@@ -190,7 +190,7 @@ def _job(stager: EpisodeStager, config: DemoConfig, robot: str, seed: int) -> tu
     key = (config.world, config.tasks, config.domain, config.pilot, robot)
     if key not in _WORLD:
         cv2.setNumThreads(1)
-        domain = {} if config.domain is None else {"domain": config.domain}
+        domain: dict[str, Any] = {} if config.domain is None else {"domain": config.domain}
         world = make_world(config.world, tasks=config.tasks, **domain)
         _WORLD[key] = world, None if config.pilot is None else Pilot(config.pilot, robot)
     world, pilot = _WORLD[key]

@@ -22,6 +22,12 @@ WORLDS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
         ("qwen_vla_core.sim.navigation_expert", "NavigationExpert"),
     ),
 }
+# The same worlds away from what demonstrations showed: ``make_world(name, shift=AXIS)``.
+SHIFTED: dict[str, tuple[str, str]] = {
+    "aloha": ("qwen_vla_core.sim.worlds.shifted", "ShiftedAloha"),
+    "widowx": ("qwen_vla_core.sim.worlds.shifted", "ShiftedWidowX"),
+    "rooms": ("qwen_vla_core.sim.worlds.shifted_rooms", "ShiftedRooms"),
+}
 
 
 def _look_up(name: str | None) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -44,17 +50,19 @@ def world_class(name: str | None) -> Any:
     return _load(_look_up(name)[0])
 
 
-def make_world(name: str | None, **options: Any) -> Any:
+def make_world(name: str | None, *, shift: str | None = None, **options: Any) -> Any:
     """A new world.
 
     Args:
         name: as in the embodiment's ``simulation.world``.
+        shift: the axis along which it differs from what demonstrations showed; None: it does not.
         options: of the world's constructor (``tasks``, ``randomize``).
 
     Raises:
         UserError: unknown name, or the simulator is not installed.
     """
-    return world_class(name)(**options)
+    world = world_class(name)
+    return world(**options) if shift is None else _load(SHIFTED[str(name)])(shift=shift, **options)
 
 
 def make_expert(name: str | None, world: Any) -> Any:

@@ -152,27 +152,7 @@ class _RayActors(_Spread):
 
     def __init__(self, factories: Sequence[WorldFactory], workers: int) -> None:
         super().__init__(len(factories), workers)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            self.ray: Any = importlib.import_module("ray")
-        except ImportError as error:
-            raise UserError(
-                f"workers_backend ray: Ray is not installed ({error}); "
-                "pip install 'qwen_vla_ros[ray]', or use workers_backend: processes"
-            ) from None
-        self.started = not self.ray.is_initialized()
-        if self.started:
-            # Actors find modules where this process does, render without a display, and use one thread each.
-            environment = {
-                "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-                "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
-                **dict.fromkeys(_THREADS, "1"),
-            }
-            options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-            options["runtime_env"] = {"env_vars": environment}
-            if not os.environ.get("RAY_ADDRESS"):
-                options |= {"num_cpus": workers, "include_dashboard": False}
-            self.ray.init(**options)
+        self.ray, self.started = start_ray(workers, "workers_backend ray", "use workers_backend: processes")
         actor = self.ray.remote(num_cpus=1)(_Actor)
         self.actors = [actor.remote({slot: factories[slot] for slot in own}) for own in self.slots]
 
@@ -192,6 +172,40 @@ class _RayActors(_Spread):
             self.ray.kill(actor)
         if self.started:
             self.ray.shutdown()
+
+
+def start_ray(workers: int, asked_by: str, instead: str) -> tuple[Any, bool]:
+    """Ray, connected to ``RAY_ADDRESS`` or started here with ``workers`` CPUs, and whether it was not running yet.
+
+    Args:
+        workers: actors that are to run at once.
+        asked_by: the key or flag that errors name.
+        instead: what to do without Ray.
+
+    Raises:
+        UserError: Ray is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise UserError(
+            f"{asked_by}: Ray is not installed ({error}); pip install 'qwen_vla_ros[ray]', or {instead}"
+        ) from None
+    started = not ray.is_initialized()
+    if started:
+        # Actors find modules where this process does, render without a display, and use one thread each.
+        environment = {
+            "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+            "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
+            **dict.fromkeys(_THREADS, "1"),
+        }
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        options["runtime_env"] = {"env_vars": environment}
+        if not os.environ.get("RAY_ADDRESS"):
+            options |= {"num_cpus": workers, "include_dashboard": False}
+        ray.init(**options)
+    return ray, started
 
 
 class _Actor:

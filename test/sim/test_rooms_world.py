@@ -201,7 +201,7 @@ def test_the_first_stop_decides(world: RoomsWorld) -> None:
     for _ in range(60):
         for command in world.play(expert.action()):
             world.step(command)
-    assert world._at() == world.target and not world.success()  # it is there now, too late
+    assert world.nearest_in_reach() == world.target and not world.success()  # it is there now, too late
     assert np.linalg.norm(world.state()[:2] - stopped_at) > 1.0
 
 

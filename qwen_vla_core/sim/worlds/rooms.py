@@ -219,7 +219,7 @@ class RoomsWorld:
         turned = max(abs(wrap(heading - other)) for _, _, other in self._lately)
         if far < STOP_MOVE and turned < STOP_TURN:
             self._stopped = True
-            self._chosen = self._at()
+            self._chosen = self.nearest_in_reach()
             self._success = self._passed and self._chosen == self.task.goal
 
     def _passes(self, before: tuple[float, float], here: tuple[float, float]) -> bool:
@@ -234,7 +234,7 @@ class RoomsWorld:
             here, landmark.centre, self.layout.walls
         )
 
-    def _at(self) -> str | None:
+    def nearest_in_reach(self) -> str | None:
         """The landmark that a stop here counts for: the nearest one within reach with no wall between."""
         here = self.base.pose[:2]
         found = [
@@ -322,7 +322,7 @@ class RoomsWorld:
             via=self.task.via,
             passed=self._passed,
             stopped=self._stopped,
-            near_goal=self._at() == self.task.goal,
+            near_goal=self.nearest_in_reach() == self.task.goal,
             places=tuple(self._place(place) for place in places),
             clearance=(self._clearance(SIDE_RAYS), self._clearance(0.0), self._clearance(-SIDE_RAYS)),
         )
