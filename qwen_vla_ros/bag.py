@@ -10,16 +10,16 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.rosbag2.storage_mcap import McapWriter
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_json, fsync
 from qwen_vla_core.rollouts.index import PARTIAL, SIDECAR
+from qwen_vla_ros.background_file import BackgroundFile
 
 SIDECAR_VERSION = 2  # of episode.json
 
@@ -55,12 +55,14 @@ class EpisodeBag:
         told = {name: _definition(name) for name in names.values()}
         self._writer = Writer(self._partial, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
-        storage = self._writer.storage
-        assert isinstance(storage, McapWriter)
-        self._storage = storage
+        self._storage = cast(Any, self._writer.storage)  # a McapWriter, whose file is replaced by one that never waits
+        self._storage.bio.close()
+        file = self._storage.path.open("r+b", buffering=0)
+        file.seek(0, 2)
+        self._storage.bio = BackgroundFile(file)
         # Whoever lists rollouts sees by this lock that the bag is being written; the kernel drops it with the process.
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(storage.bio, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Without waiting for the disk: messages arrive meanwhile, and what is closed is written again.
         about = json.dumps({**self._metadata, "outcome": "unfinished"}, indent=2)
         (self._partial / SIDECAR).write_text(about, encoding="utf-8")
