@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 
 import qwen_vla_ros
-from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.embodiment import load_robot
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT, resource_dir
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, find_strategy
@@ -101,7 +101,7 @@ def build_graph(
     Raises:
         UserError: The YAML is wrong, the robot has no simulation, or a flag has an impossible value.
     """
-    robot = load_embodiment(embodiment)
+    robot = load_robot(embodiment)
     sim = not mock if sim is None else sim
     if sim and mock:
         raise UserError("sim and mock both stand in for the robot: choose sim:=true (--sim) or mock:=true (--mock)")

@@ -26,7 +26,7 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.embodiment import Embodiment, load_robot
 from qwen_vla_core.embodiment.spec import ActionGroup, StateGroup
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.runtime.commitment import PlanRest
@@ -130,15 +130,16 @@ class ControllerNode(LifecycleNode):
         if self._on_new not in ("finish", "hold"):
             raise UserError(f"parameter 'on_instruction' is '{self._on_new}'; use finish or hold")
         strategy = replace(find_strategy(self._strategy), blend_s=self._blend_s)
-        embodiment = load_embodiment(self._embodiment_source)
-        adapters = [(group, adapter_for(command_kind(group, self._simulated))) for group in embodiment.actions]
+        embodiment = load_robot(self._embodiment_source)
+        control = ControlLoop(embodiment, strategy=strategy)
+        adapters = [(group, adapter_for(command_kind(group, self._simulated))) for group in control.commanded.actions]
         types = [adapter.message_type for _, adapter in adapters]
         self._outputs = [
             (group, adapter, self.create_publisher(message_type, group.command.topic, COMMAND_QOS))
             for (group, adapter), message_type in zip(adapters, types, strict=True)
         ]
         self._period_s = 1.0 / embodiment.control.controller_rate_hz
-        self._control = ControlLoop(embodiment, strategy=strategy)
+        self._control = control
         if self._estop.pressed:
             self._control.estop(self._now_ns(), REASON)
         self._state_subscriptions = self._subscribe(embodiment)
@@ -342,7 +343,7 @@ class ControllerNode(LifecycleNode):
                 changing = 0.0 < buffer.clock.rate < 1.0
                 if not changing and 0 <= t_ns - told[0] < buffer.period_s * 1e9:
                     return
-            rows_tc = buffer.rest() if playing else control.limiter.position_c[None]
+            rows_tc = buffer.rest() if playing else control.position_c[None]
             self._plan_told = (t_ns, buffer.stamp_ns or 0) if playing else None
         assert rows_tc is not None
         message = plan_to_message(PlanRest(t_ns, rows_tc), buffer.channels, buffer.period_s)
@@ -375,6 +376,8 @@ class ControllerNode(LifecycleNode):
                 values.update({f"rejected.{key}": count for key, count in rejections.items() if count})
                 values.update(control.limiter.tally.report("limited"))
                 values.update({f"count.{key}": count for key, count in control.counters.items()})
+                misses = control.targets.misses if control.targets is not None else {}
+                values.update(control.targets.report("ik") if control.targets is not None else {})
             self._estop.tell(mode == "estopped")
             for name, seconds in (
                 ("p50", self._periods.p50),
@@ -385,6 +388,9 @@ class ControllerNode(LifecycleNode):
                     values[f"period_ms.{name}"] = seconds * 1e3
             values["overruns"] = self._overruns
             level, message = LEVEL_BY_MODE[mode], f"{mode}: {reason}"
+            for name, miss in misses.items():  # the arm is as near as it can get, and holds there
+                level = max(level, "warn", key=LEVELS.__getitem__)
+                message += f" ({name} is {miss.position_m * 1e3:.0f} mm, {miss.rotation_rad:.2f} rad off: out of reach)"
             values["chunk_publishers"] = policies = self.count_publishers(CHUNK_TOPIC)
             if policies > 1:  # the newest observation wins, so the plan jumps between them: safe, and no use
                 level = max(level, "warn", key=LEVELS.__getitem__)

@@ -16,7 +16,8 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from std_srvs.srv import Trigger
 
-from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.embodiment import load_robot
+from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec, Embodiment
 from qwen_vla_core.runtime.mock_robot import MockRobot, moving_pattern, pattern_background
 from qwen_vla_ros.commands import adapter_for, command_kind
@@ -59,7 +60,7 @@ class MockNode(Node):
         )
         text = "Rate of the cameras; 0: that of the YAML's simulation section, or 15"
         camera_hz = declare(self, "camera_rate_hz", 0.0, text, read_only=True, minimum=0.0, maximum=120.0)
-        self.embodiment: Embodiment = load_embodiment(name)
+        self.embodiment: Embodiment = load_robot(name)
         self.robot = MockRobot(self.embodiment)
         self._bad_commands = 0
         self._pictures = 0
@@ -87,7 +88,7 @@ class MockNode(Node):
         )
 
     def _subscribe(self) -> None:
-        for group in self.embodiment.actions:
+        for group in commanded_robot(self.embodiment).actions:
             adapter = adapter_for(command_kind(group, self._simulated))
             callback = partial(self._on_command, group, adapter.decode)
             self.create_subscription(adapter.message_type, group.command.topic, callback, COMMAND_QOS)

@@ -23,7 +23,7 @@ from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.embodiment import Embodiment, load_robot
 from qwen_vla_core.errors import UserError
 from qwen_vla_ros.bag import PARTIAL, EpisodeBag
 from qwen_vla_ros.bringup import next_run_dir
@@ -75,7 +75,7 @@ class RecorderNode(Node):
         self._min_free_mb = declare(
             self, "min_free_mb", 1000, "Stop recording before less than this is free on the disk", minimum=0
         )
-        self.embodiment = load_embodiment(name)
+        self.embodiment = load_robot(name)
         self.run_dir = Path(run_dir).expanduser() if run_dir else next_run_dir(rollouts)
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
 
-from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.embodiment import load_robot
+from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.runtime.mock_robot import SERVO_TIMEOUT_S
@@ -87,7 +88,7 @@ class SimNode(Node):
             wait_for_recorder=declare(self, "wait_for_recorder", False, "Start with the recorder only", read_only=True),
             summary_file=declare(self, "summary_file", "", "JSON with all outcomes", read_only=True),
         )
-        self.embodiment = load_embodiment(name)
+        self.embodiment = commanded_robot(load_robot(name))
         simulation = self.embodiment.simulation
         if simulation is None:
             raise UserError(f"parameter 'embodiment': '{self.embodiment.name}' has no simulation section")
@@ -95,6 +96,8 @@ class SimNode(Node):
         if task not in ("", "all", *known):
             raise UserError(f"parameter 'task': {task!r} is none of {', '.join(known)}, all")
         self._world: Any = make_world(simulation.world, tasks=known if task == "all" else (task or known[0],))
+        if self.embodiment.channels != tuple(self._world.channels):
+            self._world.drive(self.embodiment.channels)
         if settings.timeout_s == 0.0:
             settings = replace(settings, timeout_s=float(self._world.limit_s))
         self._camera = TwinCamera(simulation.world, self._world)

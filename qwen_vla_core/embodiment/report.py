@@ -37,7 +37,7 @@ def describe_embodiment(embodiment: Embodiment, instruction: str) -> dict[str, A
                 "name": group.name,
                 "kind": group.kind,
                 "unit": group.unit,
-                "message": COMMAND_MESSAGES[group.command.kind],
+                "message": None if embodiment.training_only else COMMAND_MESSAGES[group.command.kind],
                 "command_map": dataclasses.asdict(group.command.map),
                 "on_timeout": group.on_timeout,
                 "watchdog_ms": group.watchdog_ms,
