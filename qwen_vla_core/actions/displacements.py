@@ -1,8 +1,8 @@
 """Displacements per action ↔ the positions they add up to: joints, hand poses in base or tool axes, planar bases.
 
 A displacement leads from the target before it to its own: the first starts at the state of the chunk's first frame.
-``from_displacements(to_displacements(a))`` is ``a`` to 1e-9, rotations as rotations. The runtime adds them up in shares,
-a controller's tick at a time, which is why a rotation is scaled along its own axis (``share_of_turn``).
+``from_displacements(to_displacements(a))`` is ``a`` to 1e-8, rotations as rotations. The runtime adds them up in
+shares, a controller's tick at a time, which is why a rotation is scaled along its own axis (``share_of_turn``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def to_displacements(targets_hc: np.ndarray, start_c: np.ndarray, unit: str, fra
         ValueError: an unknown frame, or the numbers of a pose are no rotation.
     """
     targets, start = np.asarray(targets_hc, np.float64), np.asarray(start_c, np.float64)
-    before = np.concatenate([np.broadcast_to(start[..., None, :], (*targets.shape[:-2], 1, targets.shape[-1])), targets], axis=-2)
+    before = np.concatenate(
+        [np.broadcast_to(start[..., None, :], (*targets.shape[:-2], 1, targets.shape[-1])), targets], axis=-2
+    )
     if _plain(frame):
         return np.asarray(np.diff(before, axis=-2))
     place, turn = split_pose(before, unit)
@@ -100,8 +102,8 @@ def share_of_turn(values: np.ndarray, unit: str, share: float) -> np.ndarray:
 def to_twists(poses_hc: np.ndarray, start_c: np.ndarray, period_s: float) -> np.ndarray:
     """(H, 3) planar poses x, y, heading → (H, 3) constant twists vx, vy, wz that lead from each to the next.
 
-    The exact logarithm of SE(2): a twist drives an arc. Undone by ``from_twists`` while a period turns by less than half
-    a turn; headings may be given modulo a turn.
+    The exact logarithm of SE(2): a twist drives an arc. Undone by ``from_twists`` while a period turns by less than
+    half a turn; headings may be given modulo a turn.
     """
     poses = np.vstack([np.asarray(start_c, np.float64)[None], np.asarray(poses_hc, np.float64)])
     dx, dy = np.diff(poses[:, 0]), np.diff(poses[:, 1])
@@ -121,7 +123,10 @@ def from_twists(twists_hc: np.ndarray, start_c: np.ndarray, period_s: float) -> 
         sine = 1.0 if abs(wz) < 1e-8 else np.sin(wz) / wz
         rest = 0.5 * wz if abs(wz) < 1e-8 else (1.0 - np.cos(wz)) / wz
         ahead, left = sine * vx - rest * vy, rest * vx + sine * vy
-        x, y = x + np.cos(heading) * ahead - np.sin(heading) * left, y + np.sin(heading) * ahead + np.cos(heading) * left
+        x, y = (
+            x + np.cos(heading) * ahead - np.sin(heading) * left,
+            y + np.sin(heading) * ahead + np.cos(heading) * left,
+        )
         heading = heading + wz
         rows.append((x, y, heading))
     return np.array(rows, np.float64).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""Rules of limits, of commands that turn displacements and hand poses into positions, and of what is only trained on."""
+"""Rules of limits, of commands that make positions of displacements and hand poses, and of what is only trained on."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def find_position_problems(e: Embodiment) -> Iterator[Problem]:
         for channel in part.channels if part is not None else group.channels:
             if channel in names and (part is not None or names[channel].endswith(("ik", "integrate"))):
                 yield Problem(key, f"commands '{channel}', as {names[channel]} does", "command a joint once")
-            names.setdefault(channel, key if part is None else f"{key}.command.{'ik' if group.command.ik else 'integrate'}")
+            names.setdefault(
+                channel, key if part is None else f"{key}.command.{'ik' if group.command.ik else 'integrate'}"
+            )
         yield from _fits(group, f"{key}.command")
         yield from _frame(e, group, f"{key}.frame")
         for name, positions in (("ik", group.command.ik), ("integrate", group.command.integrate)):
@@ -133,7 +135,9 @@ def _measured(e: Embodiment, group: ActionGroup, channels: tuple[str, ...], key:
     known = {channel: state for state in e.state for channel in state.channels}
     for column, channel in enumerate(channels):
         if channel not in known:
-            yield Problem(f"{key}.channels[{column}]", f"'{channel}' is no state channel", did_you_mean(channel, tuple(known)))
+            yield Problem(
+                f"{key}.channels[{column}]", f"'{channel}' is no state channel", did_you_mean(channel, tuple(known))
+            )
             return
     state = measured_by(e, channels)
     kinds = ("joint_position",) if group.command.ik is not None else SUMS.get(group.kind, ())

@@ -81,7 +81,11 @@ def _object(cls: type) -> dict[str, Any]:
     for field in public_fields(cls):
         schema = _type(hints[field.name], field.metadata)
         schema["description"] = field.metadata["doc"]
-        if not required(field, training_only=False) and not dataclasses.is_dataclass(field.default) and field.default not in (None, "", ()):
+        if (
+            not required(field, training_only=False)
+            and not dataclasses.is_dataclass(field.default)
+            and field.default not in (None, "", ())
+        ):
             schema["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
         properties[field.name] = schema
     described: dict[str, Any] = {"type": "object", "description": _summary(cls)}

@@ -118,7 +118,9 @@ class ControlSpec:
     controller_rate_hz: float = field(
         default=0.0,
         kw_only=True,
-        metadata=doc("Rate of the controller's loop; it interpolates between actions.", exclusive_minimum=0.0, robot=True),
+        metadata=doc(
+            "Rate of the controller's loop; it interpolates between actions.", exclusive_minimum=0.0, robot=True
+        ),
     )
     convention: Literal[
         "absolute_joint",
@@ -287,7 +289,9 @@ class ActionGroup:
     )
     on_timeout: TimeoutBehaviour = field(
         default="hold_measured",
-        metadata=doc("hold_measured (arms, grippers) or zero (velocities only; refused on position groups).", robot=True),
+        metadata=doc(
+            "hold_measured (arms, grippers) or zero (velocities only; refused on position groups).", robot=True
+        ),
     )
     start: tuple[float, ...] = field(default=(), metadata=doc("Start pose per channel, inside the limits; optional."))
     watchdog_ms: float | None = field(
@@ -303,8 +307,8 @@ class ActionGroup:
     frame: Frame = field(
         default="",
         metadata=doc(
-            "Axes of displacements (eef_delta; default: base) and of relative poses (relative_eef; default: tool): those "
-            "of the base, or those of the hand itself."
+            "Axes of displacements (eef_delta; default: base) and of relative poses (relative_eef; default: tool): "
+            "those of the base, or those of the hand itself."
         ),
     )
 

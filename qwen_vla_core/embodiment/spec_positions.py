@@ -59,8 +59,10 @@ class InverseKinematics:
         default=(), metadata=doc("Joint values at which a mock robot begins; default: 0, or the nearest limit.")
     )
     damping: float = field(
-        default=0.02,
-        metadata=doc("Largest damping, at a singularity; smaller follows closer and moves joints faster.", minimum=0.001),
+        default=0.1,
+        metadata=doc(
+            "Largest damping, at a singularity; smaller follows closer and moves joints faster.", minimum=0.001
+        ),
     )
     rotation_weight: float = field(
         default=0.2,

@@ -27,9 +27,9 @@ from qwen_vla_core.embodiment.spec import DELTA_KINDS, Embodiment
 from qwen_vla_core.interfaces import ActionChunk
 from qwen_vla_core.runtime.chunk_buffer import ChunkBuffer
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, Strategy
+from qwen_vla_core.runtime.intake import Intake
 from qwen_vla_core.runtime.plan_clock import NANO
 from qwen_vla_core.runtime.safety import SafetyLimiter
-from qwen_vla_core.runtime.intake import Intake
 from qwen_vla_core.runtime.tally import Tally
 from qwen_vla_core.runtime.targets import Targets
 from qwen_vla_core.runtime.watchdog import Verdict, Watchdog
@@ -74,7 +74,7 @@ class ControlLoop:
 
     Attributes:
         commanded: the robot as it is commanded; another than ``embodiment`` where hand poses become joints.
-        buffer: the plan, in the policy's channels; limiter: the limits, in those that are commanded; both keep counters.
+        buffer: the plan, in the policy's channels; limiter: the limits, in those that are commanded; both count.
         targets: what turns the first into the second; None where they are the same.
         asked_c: (c,) what the plan last asked of the limiter.
         refused: which channels made chunks be refused, as far as a channel is to blame.
@@ -95,8 +95,8 @@ class ControlLoop:
             held_c=held_channels(embodiment),
         )
         self.commanded = commanded_robot(embodiment)
-        self.limiter = SafetyLimiter(self.commanded)
         self.targets = None if self.commanded is embodiment else Targets(embodiment, self.commanded)
+        self.limiter = SafetyLimiter(self.commanded)
         self.refused = Tally(embodiment)
         self._intake = Intake(embodiment)
         self._fence = MeasuredFence(embodiment)

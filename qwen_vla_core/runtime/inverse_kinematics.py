@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from qwen_vla_core.runtime.kinematics import SerialChain, joint_terms
 
-NEAR = 0.015  # smallest singular value below which damping begins (metres per radian, rotations weighted)
+NEAR = 0.02  # smallest singular value below which damping begins (metres per radian, rotations weighted)
 LARGEST_STEP = 0.3  # of one joint in one iteration, rad or m: beyond it the Jacobian says little
 REACHED_M, REACHED_RAD = 1e-5, 1e-4  # errors at which the search ends
 LEAN = 0.02  # share of the way to mid-range that a redundant arm goes per iteration, in the null space
@@ -96,7 +96,7 @@ class InverseKinematics:
         upper: np.ndarray,
         velocity: np.ndarray,
         *,
-        damping: float = 0.02,
+        damping: float = 0.1,
         rotation_weight: float = 0.2,
         iterations: int = 8,
     ) -> None:
@@ -116,9 +116,9 @@ class InverseKinematics:
 
         The way is straight in joint space, so that a joint that must turn far does not leave the others behind.
         """
-        found = self.solve(position, rotation, self.q)
-        step = found.q - self.q
         most = self.velocity * max(dt_s, 0.0)
+        found = self.solve(position, rotation, self.q, most)
+        step = found.q - self.q
         share = float(np.min(most / np.maximum(np.abs(step), 1e-12)))
         if share < 1.0:
             q = self.q + share * step
@@ -126,13 +126,20 @@ class InverseKinematics:
         self.q = found.q
         return found
 
-    def solve(self, position: np.ndarray, rotation: np.ndarray | None, seed_q: np.ndarray) -> Solution:
+    def solve(
+        self,
+        position: np.ndarray,
+        rotation: np.ndarray | None,
+        seed_q: np.ndarray,
+        enough: np.ndarray | None = None,
+    ) -> Solution:
         """The joint values nearest to a pose that a search from ``seed_q`` finds.
 
         Args:
             position: (3,) of the tip in the chain's base, metres.
             rotation: (3, 3); None: any.
             seed_q: (n,) where the search starts.
+            enough: (n,) the search ends where a joint has moved by more: no more will be made of it.
 
         Raises:
             ValueError: a non-finite number.
@@ -162,6 +169,8 @@ class InverseKinematics:
             if after >= before * (1.0 - 1e-9):
                 break
             q, frames, tip, error, extra = moved, frames_2, tip_2, error_2, extra / MORE
+            if enough is not None and (np.abs(q - seed_q) > enough).any():
+                break
         return Solution(q, *self._distances(error))
 
     def _step(self, jacobian: np.ndarray, error: np.ndarray, q: np.ndarray, extra: float) -> np.ndarray:

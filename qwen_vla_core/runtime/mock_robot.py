@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-
 from scipy.spatial.transform import Rotation
 
 from qwen_vla_core.actions.rotations import join_pose, to_quaternion
