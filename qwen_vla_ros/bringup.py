@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import qwen_vla_ros
 from qwen_vla_core.embodiment import load_robot
@@ -19,7 +20,7 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT, resource_dir
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, find_strategy
 
-Value = str | int | float | bool
+Value = str | int | float | bool | list[str]
 PACKAGE = "qwen_vla_ros"
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
@@ -48,6 +49,11 @@ class NodeSpec:
     ends_graph: bool = False
     stop_order: int = 0
 
+    @property
+    def label(self) -> str:
+        """Its name, with the namespace where there is one: unique in a graph of several robots."""
+        return f"{self.namespace.strip('/')}/{self.name}".lstrip("/")
+
 
 def build_graph(
     embodiment: str = "aloha",
@@ -71,6 +77,7 @@ def build_graph(
     server_ca_file: str = "",
     mock: bool = False,
     policy: bool = True,
+    namespaced_topics: bool = False,
 ) -> list[NodeSpec]:
     """The nodes of one robot, in start order.
 
@@ -97,6 +104,7 @@ def build_graph(
         server_ca_file: certificate to trust for ``wss://``.
         mock: a kinematic mock takes the place of the drivers: it works for every robot, and no episode is judged.
         policy: start the policy; without it any other source of chunks may drive.
+        namespaced_topics: topics that the YAML writes with a leading "/" are inside the namespace too.
 
     Raises:
         UserError: The YAML is wrong, the robot has no simulation, or a flag has an impossible value.
@@ -134,6 +142,8 @@ def build_graph(
     def node(name: str, stop_order: int, parameters: Mapping[str, Value], ends_graph: bool = False) -> NodeSpec:
         clock: dict[str, Value] = {"use_sim_time": True} if use_sim_time and name != "sim_node" else {}
         values = {"embodiment": str(yaml_path), **parameters, **clock}
+        if namespaced_topics:
+            values["namespaced_topics"] = True
         return NodeSpec(
             name=name,
             executable=name,
@@ -148,6 +158,7 @@ def build_graph(
 
     # In simulation the simulator starts every episode: it resets the world, then gives the instruction.
     controller: dict[str, Value] = {"simulated": sim or mock, "autostart": autostart, "start_on_activate": not sim}
+    controller["instruction"] = "" if sim else instruction
     nodes = [node("controller_node", 3, {**controller, "strategy": strategy})]
     if record:
         recorder: dict[str, Value] = {"run_dir": run_dir, "checkpoint": server or checkpoint, "simulated": sim or mock}
@@ -176,6 +187,56 @@ def build_graph(
             "summary_file": summary,
         }
         nodes.append(node("sim_node", 1, parameters, ends_graph=episodes > 0))
+    return nodes
+
+
+def name_robots(robots: Sequence[str]) -> dict[str, str]:
+    """Namespace → embodiment of ``left=aloha`` or just ``aloha``, whose namespace is then the robot's name.
+
+    Raises:
+        UserError: a namespace twice.
+    """
+    named: dict[str, str] = {}
+    for text in robots:
+        first, equals, second = text.partition("=")
+        given = (first.strip("/"), second) if equals else (load_robot(text).name, text)
+        if given[0] in named:
+            raise UserError(f"namespace '{given[0]}' is there twice: name them, e.g. left={given[1]} right={given[1]}")
+        named[given[0]] = given[1]
+    return named
+
+
+def build_fleet(robots: Mapping[str, str], **arguments: Any) -> list[NodeSpec]:
+    """The nodes of several robots, of which one policy process drives all.
+
+    Args:
+        robots: namespace → embodiment. Every topic of each is inside its namespace.
+        arguments: as of ``build_graph``, for all of them; ``namespace`` is the parent of theirs.
+
+    Raises:
+        UserError: as ``build_graph``, or an argument that several robots cannot share.
+    """
+    parent, run_dir = str(arguments.pop("namespace", "")).strip("/"), str(arguments.pop("run_dir", ""))
+    for name in ("embodiment", "namespaced_topics"):
+        arguments.pop(name, None)
+    if arguments.get("use_sim_time") and arguments.get("sim", not arguments.get("mock", False)) is not False:
+        raise UserError("use_sim_time: several simulators would each publish /clock; leave it out")
+    nodes: list[NodeSpec] = []
+    policies: list[NodeSpec] = []
+    for namespace, embodiment in robots.items():
+        below = f"{parent}/{namespace}".strip("/")
+        own_dir = str(Path(run_dir) / namespace) if run_dir else ""
+        specs = build_graph(embodiment, namespace=below, run_dir=own_dir, namespaced_topics=True, **arguments)
+        policies += [spec for spec in specs if spec.name == "policy_node"]
+        nodes += [spec for spec in specs if spec.name != "policy_node"]
+    if policies:
+        one = policies[0]
+        own = ("embodiment", "namespaced_topics")
+        parameters: dict[str, Value] = {key: value for key, value in one.parameters.items() if key not in own}
+        parameters["robots"] = [
+            f"{namespace}={spec.parameters['embodiment']}" for namespace, spec in zip(robots, policies, strict=True)
+        ]
+        nodes.append(replace(one, namespace=parent, parameters=parameters))
     return nodes
 
 

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import JointTrajectory
 
@@ -30,7 +32,7 @@ from qwen_vla_core.runtime.controller import held_channels
 from qwen_vla_core.runtime.latency import LatencyWindow
 from qwen_vla_core.runtime.plan_clock import NANO
 from qwen_vla_core.runtime.schedule import DEFAULT_EXECUTE_STEPS, LookSchedule
-from qwen_vla_ros.engines import declare_engine, make_engine
+from qwen_vla_ros.engines import EngineShelf, declare_engine, make_engine
 from qwen_vla_ros.messages import (
     chunk_to_message,
     compressed_to_rgb,
@@ -52,6 +54,7 @@ from qwen_vla_ros.node_utils import (
     STATE_QOS,
     STATUS_QOS,
     STATUS_TOPIC,
+    another_robot,
     declare,
     heartbeat,
     run_node,
@@ -75,9 +78,16 @@ LATENCIES = ("image_age", "decode", *PARTS, "inference", "observation_to_chunk")
 class PolicyNode(LifecycleNode):
     """See the module's text. Parameters are described where they are declared."""
 
-    def __init__(self) -> None:
-        super().__init__("policy_node")
+    def __init__(self, shelf: EngineShelf | None = None, **options: Any) -> None:
+        """
+        Args:
+            shelf: models that are shared with other nodes of this process.
+            options: of ``rclpy.node.Node``.
+        """
+        super().__init__("policy_node", **options)
         declare_engine(self)
+        text = "Cleanup keeps the weights in memory for the next configure; false: it frees them"
+        declare(self, "keep_weights", True, text)
         declare(self, "instruction", "", "Instruction at start; qwen_vla/instruction replaces it", read_only=True)
         declare(self, "autostart", False, "Configure and activate without being asked", read_only=True)
         text = f"How chunks follow each other: {', '.join(STRATEGIES)}. The controller node needs the same."
@@ -107,8 +117,10 @@ class PolicyNode(LifecycleNode):
         self._chunk_publisher = self.create_lifecycle_publisher(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
         heartbeat(self, STATUS_PERIOD_S, self._publish_status)
         self._subscriptions_made: list[Any] = []
+        self._shelf = EngineShelf() if shelf is None else shelf
         self._engine: Any = None
         self._robot = ""
+        self._source: str | None = None  # parameter embodiment as it was configured
         self._checkpoint_id: Callable[[], str] = str
         self._buffer: ObservationBuffer | None = None
         self._worker: threading.Thread | None = None
@@ -126,6 +138,7 @@ class PolicyNode(LifecycleNode):
         self._reported = ""
         self._counts = {"inferences": 0, "discarded": 0, "failures": 0}
         self._latency = {name: LatencyWindow() for name in LATENCIES}
+        self.add_on_set_parameters_callback(self._on_parameters)
 
     # --- lifecycle -------------------------------------------------------------------------------------------------
 
@@ -149,6 +162,10 @@ class PolicyNode(LifecycleNode):
         if self._worker is not None and self._worker.is_alive():
             self.get_logger().error("activate refused: the last inference has not ended yet; try again")
             return TransitionCallbackReturn.FAILURE
+        if str(self.get_parameter("embodiment").value) != self._source:  # another robot since it was configured
+            result = self.on_configure(state)
+            if result != TransitionCallbackReturn.SUCCESS:
+                return result
         self._stop.clear()
         self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
         result = super().on_activate(state)
@@ -162,19 +179,36 @@ class PolicyNode(LifecycleNode):
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribes and forgets the model."""
+        """Unsubscribes and forgets the robot; the weights stay in memory, unless ``keep_weights`` is false."""
+        self._forget_robot()
+        if not self._shelf.shared and not self.get_parameter("keep_weights").value:
+            self._shelf.clear()
+        self._set_problem("not configured")
+        return TransitionCallbackReturn.SUCCESS
+
+    def _forget_robot(self) -> None:
         for subscription in self._subscriptions_made:
             self.destroy_subscription(subscription)
         self._subscriptions_made.clear()
         self._close_engine()
-        self._buffer = self._plans = None
-        self._set_problem("not configured")
-        return TransitionCallbackReturn.SUCCESS
+        self._buffer = self._plans = self._source = None
+
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        """Another robot only while this one is not being driven, and only one that can be read."""
+        for parameter in parameters:
+            if parameter.name == "embodiment":
+                return another_robot(str(parameter.value), self._worker is not None)
+        return SetParametersResult(successful=True)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stops inference from any state."""
         self._stop_worker()
         return TransitionCallbackReturn.SUCCESS
+
+    def ask_to_stop(self) -> None:
+        """The worker ends after the inference it is in; ``close`` waits for that."""
+        self._stop.set()
+        self._wake.set()
 
     def close(self) -> None:
         """Ends the worker before the process does."""
@@ -193,15 +227,18 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self) -> None:
         self._strategy = find_strategy(self._strategy_name)
-        self._close_engine()
-        setup = make_engine(self)
+        self._forget_robot()
+        source = str(self.get_parameter("embodiment").value)
+        began = time.monotonic()
+        setup = make_engine(self, self._shelf)
         self._engine, embodiment, self._checkpoint_id = setup.engine, setup.embodiment, setup.checkpoint_id
         self._robot = embodiment.name
         started = time.monotonic()
         if not setup.warm:  # the first inference is slow; it must not cost the first chunk
             self._predict(neutral_observation(embodiment))
         self.get_logger().info(
-            f"{setup.description}, embodiment {embodiment.name}, warm-up {time.monotonic() - started:.2f} s"
+            f"{setup.description} in {started - began:.2f} s, embodiment {embodiment.name}, "
+            f"warm-up {time.monotonic() - started:.2f} s"
         )
         if self._strategy.conditioning == "prefix" and setup.trained_prefix == 0:
             self.get_logger().warning(
@@ -215,6 +252,8 @@ class PolicyNode(LifecycleNode):
             self._subscribe(state_message_type(groups), topic, self._state_callback(groups), STATE_QOS)
         self._subscribe(String, INSTRUCTION_TOPIC, self._on_instruction, LATCHED_QOS)
         self._subscribe(JointTrajectory, PLAN_TOPIC, self._on_plan, COMMAND_QOS)
+        self._latency = {name: LatencyWindow() for name in LATENCIES}  # another robot's say nothing of this one's
+        self._source = source
         self._set_problem("not active")
 
     def _close_engine(self) -> None:
@@ -372,8 +411,7 @@ class PolicyNode(LifecycleNode):
         return chunk
 
     def _stop_worker(self) -> None:
-        self._stop.set()
-        self._wake.set()
+        self.ask_to_stop()
         if self._worker is not None:
             self._worker.join(timeout=JOIN_TIMEOUT_S)
             if not self._worker.is_alive():
@@ -402,6 +440,7 @@ class PolicyNode(LifecycleNode):
     def _publish_status(self) -> None:
         level, state, message = self._state()
         values: dict[str, object] = {"state": state, "reason": self._problem or "", "instruction": self._instruction}
+        values["embodiment"] = self._robot
         values["ready"] = str(self._worker is not None and not self._stop.is_set()).lower()
         values["checkpoint"] = self._checkpoint_id()
         values["strategy"] = self._strategy_name
@@ -427,9 +466,13 @@ def _phase(problem: str | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Console entry point."""
+    """Console entry point: one robot's policy, or with the parameter ``robots`` those of several."""
+    from qwen_vla_ros.fleet import Fleet, asked_for
 
-    def create() -> PolicyNode:
+    def create() -> PolicyNode | Fleet:
+        robots = asked_for()
+        if robots:
+            return Fleet(robots)
         node = PolicyNode()
         if node.get_parameter("autostart").value:
             node.start()

@@ -23,7 +23,7 @@ from std_msgs.msg import Float64, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from qwen_vla_core.embodiment import Embodiment, load_robot
+from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_ros.bag import PARTIAL, EpisodeBag
 from qwen_vla_ros.bringup import next_run_dir
@@ -38,10 +38,13 @@ from qwen_vla_ros.node_utils import (
     LATCHED_QOS,
     LATENCY_TOPIC,
     PLAN_TOPIC,
+    PLAYING_TOPIC,
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
+    declare_robot,
     heartbeat,
+    load_robot,
     run_node,
     status_message,
 )
@@ -56,7 +59,7 @@ class RecorderNode(Node):
 
     def __init__(self) -> None:
         super().__init__("recorder_node")
-        name = declare(self, "embodiment", "aloha", "Robot YAML (name or path)", read_only=True)
+        name = declare_robot(self, "aloha")
         self._simulated = declare(
             self,
             "simulated",
@@ -75,7 +78,7 @@ class RecorderNode(Node):
         self._min_free_mb = declare(
             self, "min_free_mb", 1000, "Stop recording before less than this is free on the disk", minimum=0
         )
-        self.embodiment = load_robot(name)
+        self.embodiment = load_robot(self, name)
         self.run_dir = Path(run_dir).expanduser() if run_dir else next_run_dir(rollouts)
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -117,6 +120,8 @@ class RecorderNode(Node):
                 event = self._episode_event(deserialize_message(data, String).data)
             elif topic == INSTRUCTION_TOPIC:
                 self._on_instruction(deserialize_message(data, String).data.strip())
+                self._latched[name, b""] = (name, data)
+            elif topic == PLAYING_TOPIC:
                 self._latched[name, b""] = (name, data)
             elif topic == STATUS_TOPIC:
                 for status in deserialize_message(data, DiagnosticArray).status:
@@ -181,6 +186,8 @@ class RecorderNode(Node):
             "embodiment_hash": self.embodiment.hash,
             "embodiment_policy_hash": self.embodiment.policy_hash,
             "embodiment_yaml": self.embodiment.source_text,
+            "namespace": self.get_namespace(),
+            "namespaced_topics": bool(self.get_parameter("namespaced_topics").value),
             "checkpoint": self._checkpoint,
             "simulated": self._simulated,
         }
@@ -281,6 +288,7 @@ def recorded_topics(embodiment: Embodiment, simulated: bool) -> dict[str, tuple[
         topics[group.command.topic] = (message_type, RELIABLE_QOS)
     topics[CHUNK_TOPIC] = topics[CONSUMED_TOPIC] = topics[PLAN_TOPIC] = (JointTrajectory, RELIABLE_QOS)
     topics[LATENCY_TOPIC] = (Float64, RELIABLE_QOS)
+    topics[PLAYING_TOPIC] = (String, LATCHED_QOS)
     topics[INSTRUCTION_TOPIC] = (String, LATCHED_QOS)
     topics[STATUS_TOPIC] = (DiagnosticArray, STATUS_QOS)
     topics[EPISODE_TOPIC] = (String, LATCHED_QOS)

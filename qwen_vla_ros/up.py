@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,8 +29,10 @@ from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES
 from qwen_vla_ros.bringup import (
     LOG_LEVELS,
     NodeSpec,
+    build_fleet,
     build_graph,
     command_line,
+    name_robots,
     next_run_dir,
     process_environment,
 )
@@ -51,7 +54,8 @@ class Outcome:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``qwen-vla up``; the same names as the launch arguments."""
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("robot", nargs="?", default="aloha", help="shipped name or path of the robot's YAML")
+    text = "shipped name or path of the robot's YAML; several, as NAME or NAMESPACE=NAME: one policy drives them all"
+    parser.add_argument("robot", nargs="*", default=["aloha"], help=text)
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="shipped name or folder of the policy")
     parser.add_argument("--server", default="", metavar="URL", help="ask a policy server, ws://host:port or wss://…")
     parser.add_argument("--server-token-file", default="", metavar="FILE", help="its token (or QWEN_VLA_TOKEN)")
@@ -86,7 +90,6 @@ def run(args: argparse.Namespace) -> int:
             "ROS 2 (rclpy) not found: source /opt/ros/$ROS_DISTRO/setup.bash, or pip install 'qwen_vla_ros[ros-wheels]'"
         )
     graph: dict[str, Any] = {
-        "embodiment": args.robot,
         "checkpoint": args.checkpoint,
         "server": args.server,
         "server_token_file": args.server_token_file,
@@ -107,9 +110,10 @@ def run(args: argparse.Namespace) -> int:
         "task": args.task,
         "episode_timeout_s": args.episode_timeout,
     }
-    nodes = {spec.name for spec in build_graph(**graph)}  # a user's mistake is told before a run folder exists
+    build = _builder(args.robot or ["aloha"])
+    nodes = {spec.name for spec in build(**graph)}  # a user's mistake is told before a run folder exists
     run_dir = next_run_dir(args.rollouts) if nodes & {"sim_node", "recorder_node"} else None
-    specs = build_graph(**graph, run_dir=str(run_dir or ""))
+    specs = build(**graph, run_dir=str(run_dir or ""))
     stream = sys.stderr if args.json else sys.stdout
 
     def echo(line: str) -> None:
@@ -123,6 +127,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(summary_line(result))
     return 1 if outcome.failed else 0
+
+
+def _builder(robots: Sequence[str]) -> Callable[..., list[NodeSpec]]:
+    """What builds the graph: of one robot, or of several."""
+    if len(robots) == 1 and ("=" not in robots[0] or Path(robots[0]).exists()):
+        return partial(build_graph, robots[0])
+    return partial(build_fleet, name_robots(robots))
 
 
 @contextlib.contextmanager
@@ -166,7 +177,7 @@ class Child:
     def _echo_lines(self, echo: Echo) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            echo(f"[{self.spec.name}] {line.rstrip()}")
+            echo(f"[{self.spec.label}] {line.rstrip()}")
 
     def stop(self, echo: Echo) -> int:
         """SIGINT, then SIGTERM, then SIGKILL, each with its time to react; returns the exit code."""
@@ -174,7 +185,7 @@ class Child:
             if self.process.poll() is not None:
                 break
             if number is not signal.SIGINT:
-                echo(f"[up] {self.spec.name} does not stop: {number.name}")
+                echo(f"[up] {self.spec.label} does not stop: {number.name}")
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -207,15 +218,20 @@ def supervise(specs: Sequence[NodeSpec], echo: Echo, stop: threading.Event | Non
 
 
 def _watch(children: Sequence[Child], stop: threading.Event, echo: Echo) -> tuple[str, dict[str, int]]:
+    """Until a signal, a death, or the end of every node that may end the graph (one simulator per robot)."""
     while not stop.is_set():
+        unfinished = sum(child.spec.ends_graph for child in children)
         for child in children:
             code = child.process.poll()
             if code is None:
                 continue
             if code == 0 and child.spec.ends_graph:
-                return "finished", {}
-            echo(f"[up] {child.spec.name} died ({_describe(code)}): stopping the rest")
-            return f"{child.spec.name} died", {child.spec.name: code}
+                unfinished -= 1
+                continue
+            echo(f"[up] {child.spec.label} died ({_describe(code)}): stopping the rest")
+            return f"{child.spec.label} died", {child.spec.label: code}
+        if unfinished == 0 and any(child.spec.ends_graph for child in children):
+            return "finished", {}
         stop.wait(POLL_S)
     echo("[up] stopping")
     return "stopped", {}
@@ -248,11 +264,19 @@ def summarise(outcome: Outcome, run_dir: Path | None) -> dict[str, Any]:
     result: dict[str, Any] = {"ended": outcome.reason, "failed_nodes": outcome.failed}
     if run_dir is None:
         return result
-    summary = run_dir / "summary.json"
-    counts = {"success": 0, "failure": 0, "aborted": 0, "episodes": []}
-    result.update(json.loads(summary.read_text()) if summary.is_file() else counts)
-    with contextlib.suppress(OSError):
-        run_dir.rmdir()
+    folders = [path for path in sorted(run_dir.iterdir()) if (path / "summary.json").is_file()]
+    if folders and not (run_dir / "summary.json").is_file():  # one per robot
+        result["robots"] = {path.name: json.loads((path / "summary.json").read_text()) for path in folders}
+        told = list(result["robots"].values())
+        result |= {key: sum(one[key] for one in told) for key in ("success", "failure", "aborted")}
+        result["episodes"] = [episode for one in told for episode in one["episodes"]]
+    else:
+        summary = run_dir / "summary.json"
+        counts = {"success": 0, "failure": 0, "aborted": 0, "episodes": []}
+        result.update(json.loads(summary.read_text()) if summary.is_file() else counts)
+    for path in [*run_dir.iterdir(), run_dir]:
+        with contextlib.suppress(OSError):
+            path.rmdir()
     result["rollouts"] = str(run_dir) if run_dir.is_dir() else None
     return result
 

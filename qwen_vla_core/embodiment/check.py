@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from qwen_vla_core.actions.rotations import pose_size
+from qwen_vla_core.embodiment.check_base import find_obstacle_problems, find_tracker_problems
 from qwen_vla_core.embodiment.check_positions import (
     find_limit_problems,
     find_position_problems,
@@ -57,6 +58,7 @@ def find_problems(embodiment: Embodiment) -> Iterator[Problem]:
     yield from _rates(embodiment)
     yield from _prompt(embodiment)
     yield from find_safety_problems(embodiment)
+    yield from find_obstacle_problems(embodiment)
     yield from _simulation(embodiment)
 
 
@@ -224,6 +226,11 @@ def _command(group: ActionGroup, key: str) -> Iterator[Problem]:
             yield Problem(
                 f"{key}.{name}", f"commands one joint, the group has {len(group.channels)}", "use interbotix_group"
             )
+    if group.kind == "waypoint":
+        yield from find_tracker_problems(group, key)
+        return
+    if command.tracker is not None:
+        yield Problem(f"{key}.tracker", f"means nothing for a {group.kind} group", "delete it")
     part = command.ik or command.integrate
     channels = part.channels if part is not None else group.channels
     if command.fields and len(command.fields) != len(channels):
@@ -278,6 +285,8 @@ def _topics(e: Embodiment) -> Iterator[Problem]:
         (f"cameras[{i}].topic", camera.topic, f"the images of {camera.view}") for i, camera in enumerate(e.cameras)
     ]
     uses += [(f"state[{i}].topic", group.topic, f"{group.source} messages") for i, group in enumerate(e.state)]
+    if e.safety.obstacle_stop is not None:
+        uses.append(("safety.obstacle_stop.topic", e.safety.obstacle_stop.topic, "laser scans"))
     command_keys = [f"actions[{i}].command.topic" for i in range(len(e.actions))]
     for key, topic in [(key, topic) for key, topic, _ in uses] + [
         (key, group.command.topic) for key, group in zip(command_keys, e.actions, strict=True)

@@ -45,6 +45,7 @@ def describe_embodiment(embodiment: Embodiment, instruction: str) -> dict[str, A
                 "command_map": dataclasses.asdict(group.command.map),
                 "on_timeout": group.on_timeout,
                 "watchdog_ms": group.watchdog_ms,
+                "tracker": dataclasses.asdict(group.command.tracker) if group.command.tracker else None,
                 "grip": dataclasses.asdict(group.grip or GripSpec()) if group.kind == "gripper" else None,
             }
             for group in embodiment.actions
@@ -123,6 +124,9 @@ def _topics(embodiment: Embodiment) -> list[dict[str, str]]:
         if command.simulation_kind and command.simulation_kind != command.kind:
             row["in_simulation"] = COMMAND_MESSAGES[command.simulation_kind]
         rows[command.topic] = row
+    stop = embodiment.safety.obstacle_stop
+    if stop is not None:
+        rows[stop.topic] = {"topic": stop.topic, "direction": "in", "message": "sensor_msgs/msg/LaserScan"}
     return list(rows.values())
 
 
@@ -183,10 +187,14 @@ def map_text(map_: LinearMap) -> str:
 
 def _safety_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     """What is on: the global keys, then what single groups and boxes add."""
-    rows = [{"key": key, "value": value} for key, value in report["safety"].items() if key != "workspace"]
+    told = ("workspace", "obstacle_stop")
+    rows = [{"key": key, "value": value} for key, value in report["safety"].items() if key not in told]
+    rows.append({"key": "obstacle_stop", "value": _obstacle_stop(report["safety"]["obstacle_stop"])})
     for group in report["groups"]:
         if group["watchdog_ms"] is not None:
             rows.append({"key": f"watchdog_ms of {group['name']}", "value": group["watchdog_ms"]})
+        if group["tracker"] is not None:
+            rows.append({"key": f"tracker of {group['name']}", "value": _tracker(group["tracker"])})
         if group["grip"] is not None:
             grip = group["grip"]
             text = f"closes at up to {grip['closing_velocity']:g}/s, presses up to {grip['max_lead']:g} of its range"
@@ -194,6 +202,23 @@ def _safety_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     boxes = report["safety"]["workspace"]
     rows += [{"key": f"workspace of {box['group']}", "value": _workspace(box)} for box in boxes]
     return rows if boxes else [*rows, {"key": "workspace", "value": "none"}]
+
+
+def _obstacle_stop(stop: dict[str, Any] | None) -> str:
+    if stop is None:
+        return "none: nothing looks where a base drives"
+    return (
+        f"stops {stop['stop_distance']:g} m before what {stop['topic']} sees in its way, slower from "
+        f"{stop['slow_distance']:g} m on; no scan for {stop['max_age_ms']:g} ms: stands"
+    )
+
+
+def _tracker(tracker: dict[str, Any]) -> str:
+    back = f"{tracker['max_reverse']:g} m/s back" if tracker["max_reverse"] else "never back"
+    return (
+        f"{tracker['law']}, up to {tracker['max_speed']:g} m/s, {back}, {tracker['max_turn']:g} rad/s; "
+        f"{tracker['acceleration']:g} m/s², {tracker['turn_acceleration']:g} rad/s²"
+    )
 
 
 def _workspace(box: dict[str, Any]) -> str:

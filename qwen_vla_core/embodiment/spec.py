@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from qwen_vla_core.embodiment.spec_base import ObstacleStopSpec, TrackerSpec
+from qwen_vla_core.embodiment.spec_base import doc as doc
+from qwen_vla_core.embodiment.spec_positions import GripSpec as GripSpec
 from qwen_vla_core.embodiment.spec_positions import Integration as Integration
 from qwen_vla_core.embodiment.spec_positions import InverseKinematics as InverseKinematics
 from qwen_vla_core.embodiment.spec_positions import Limits as Limits
-from qwen_vla_core.embodiment.spec_positions import doc as doc
 
 GroupKind = Literal[
     "joint_position", "joint_delta", "eef_pose", "eef_delta", "gripper", "base_twist", "waypoint", "hand"
@@ -60,7 +62,7 @@ COMMAND_KINDS_BY_GROUP: dict[str, tuple[str, ...]] = {
     "eef_delta": ("twist_stamped", "twist", "pose_stamped", *_JOINT_COMMANDS),
     "gripper": ("joint_trajectory", "forward_command", "interbotix_single", "interbotix_group"),
     "base_twist": ("twist", "twist_stamped"),
-    "waypoint": ("pose_stamped",),
+    "waypoint": ("twist", "twist_stamped", "pose_stamped"),
     "hand": ("joint_trajectory", "forward_command"),
 }
 # convention → (the group kind it needs, kinds that contradict it)
@@ -78,6 +80,7 @@ CONVENTION_KINDS: dict[str, tuple[str, frozenset[str]]] = {
 POSE_FIELDS = ("x", "y", "z", "qx", "qy", "qz", "qw")
 ODOMETRY_FIELDS = ("x", "y", "z", "yaw", "vx", "vy", "wz")
 TWIST_FIELDS = ("vx", "vy", "vz", "wx", "wy", "wz")
+TWIST_KINDS: frozenset[str] = frozenset({"twist", "twist_stamped"})
 COMMAND_MESSAGES: dict[str, str] = {
     "joint_trajectory": "trajectory_msgs/msg/JointTrajectory",
     "forward_command": "std_msgs/msg/Float64MultiArray",
@@ -215,7 +218,10 @@ class CommandSpec:
     topic: str = field(metadata=doc("Command topic."))
     fields: tuple[str, ...] = field(
         default=(),
-        metadata=doc("Joint names in message order (default: the channels), or twist fields (vx, vy, vz, wx, wy, wz)."),
+        metadata=doc(
+            "Joint names in message order (default: the channels), or twist fields (vx, vy, vz, wx, wy, wz; "
+            "waypoints: vx, wz)."
+        ),
     )
     group_name: str = field(
         default="", metadata=doc("Interbotix group or joint name; required for interbotix_* kinds.")
@@ -238,34 +244,9 @@ class CommandSpec:
         default=None,
         metadata=doc("For joint_delta groups that command joint positions, and eef_delta groups that command poses."),
     )
-
-
-@dataclass(frozen=True)
-class GripSpec:
-    """How hard a gripper may be told to close; on by default for every group of kind gripper."""
-
-    closing_velocity: float = field(
-        default=3.0,
-        metadata=doc("Largest closing rate in ranges (lower … upper) per second.", exclusive_minimum=0.0),
-    )
-    max_lead: float = field(
-        default=0.5,
-        metadata=doc(
-            "How far a closing command may lead the measured opening of blocked fingers, as a share of the range: it "
-            "is the force. 1 switches this off.",
-            exclusive_minimum=0.0,
-            maximum=1.0,
-        ),
-    )
-    closed: Literal["lower", "upper"] = field(default="lower", metadata=doc("Which limit is the closed gripper."))
-    binary: float | None = field(
+    tracker: TrackerSpec | None = field(
         default=None,
-        metadata=doc(
-            "The policy says open or closed: beyond this share of the range the upper limit is commanded, else the "
-            "lower; default: any opening.",
-            exclusive_minimum=0.0,
-            maximum=1.0,
-        ),
+        metadata=doc("For waypoints commanded as a twist: the base's limits and the law that follows them."),
     )
 
 
@@ -311,6 +292,20 @@ class ActionGroup:
             "those of the base, or those of the hand itself."
         ),
     )
+
+    def command_kind(self, simulated: bool) -> CommandKind:
+        """The kind it is commanded with on the robot, or in simulation."""
+        command = self.command
+        return command.simulation_kind if simulated and command.simulation_kind is not None else command.kind
+
+    def tracked(self, simulated: bool = False) -> bool:
+        """Whether its waypoints become a twist here, instead of being told to something that follows poses."""
+        return self.kind == "waypoint" and self.command_kind(simulated) in TWIST_KINDS
+
+    @property
+    def twist_fields(self) -> tuple[str, ...]:
+        """Fields of the twist that its waypoints become."""
+        return self.command.fields or ("vx", "wz")
 
 
 @dataclass(frozen=True)
@@ -385,6 +380,9 @@ class SafetySpec:
     )
     workspace: tuple[Workspace, ...] = field(
         default=(), metadata=doc("Boxes that points of the robot must not leave; optional, several per robot.")
+    )
+    obstacle_stop: ObstacleStopSpec | None = field(
+        default=None, metadata=doc("A laser scanner that stops the base; without one nothing looks where it drives.")
     )
 
 

@@ -1,17 +1,11 @@
-"""Limits, and what becomes of displacements and hand poses before they are commanded: parts of ``spec.py``."""
+"""Limits, grippers, and what becomes of displacements and hand poses before they are commanded: see ``spec.py``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
-
-def doc(text: str, **extra: Any) -> dict[str, Any]:
-    """Field metadata: one sentence for errors, schema and docs; ``extra`` may hold minimum, maximum, unit, …
-
-    ``robot``: required of every embodiment but those for training only.
-    """
-    return {"doc": text, **extra}
+from qwen_vla_core.embodiment.spec_base import doc
 
 
 @dataclass(frozen=True)
@@ -67,4 +61,33 @@ class InverseKinematics:
     rotation_weight: float = field(
         default=0.2,
         metadata=doc("Metres that one radian counts where a pose cannot be reached whole.", exclusive_minimum=0.0),
+    )
+
+
+@dataclass(frozen=True)
+class GripSpec:
+    """How hard a gripper may be told to close; on by default for every group of kind gripper."""
+
+    closing_velocity: float = field(
+        default=3.0,
+        metadata=doc("Largest closing rate in ranges (lower … upper) per second.", exclusive_minimum=0.0),
+    )
+    max_lead: float = field(
+        default=0.5,
+        metadata=doc(
+            "How far a closing command may lead the measured opening of blocked fingers, as a share of the range: it "
+            "is the force. 1 switches this off.",
+            exclusive_minimum=0.0,
+            maximum=1.0,
+        ),
+    )
+    closed: Literal["lower", "upper"] = field(default="lower", metadata=doc("Which limit is the closed gripper."))
+    binary: float | None = field(
+        default=None,
+        metadata=doc(
+            "The policy says open or closed: beyond this share of the range the upper limit is commanded, else the "
+            "lower; default: any opening.",
+            exclusive_minimum=0.0,
+            maximum=1.0,
+        ),
     )

@@ -35,7 +35,7 @@ class JudgedWorld(World, Protocol):
         """(c,) the last action, after ``reset`` the start pose."""
         ...
 
-    def drive(self, channels: Sequence[str]) -> None:
+    def command_by(self, channels: Sequence[str]) -> None:
         """Says which channels the steps to come are commanded in; before ``reset``."""
         ...
 

@@ -84,6 +84,11 @@ class ChunkBuffer:
         return self._plan is None
 
     @property
+    def plan_epoch(self) -> int | None:
+        """The epoch in which the newest chunk of the plan was taken; None without a plan."""
+        return None if self._plan is None else self._plan_epoch
+
+    @property
     def stamp_ns(self) -> int | None:
         """Observation stamp of the newest chunk in the plan."""
         return None if self._chunk is None else self._chunk.stamp_ns

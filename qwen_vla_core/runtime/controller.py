@@ -25,9 +25,11 @@ from qwen_vla_core.actions.conventions import continue_headings
 from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.spec import DELTA_KINDS, Embodiment
 from qwen_vla_core.interfaces import ActionChunk
+from qwen_vla_core.runtime.base_drive import BaseDrive
 from qwen_vla_core.runtime.chunk_buffer import ChunkBuffer
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, Strategy
 from qwen_vla_core.runtime.intake import Intake
+from qwen_vla_core.runtime.obstacles import Scan
 from qwen_vla_core.runtime.plan_clock import NANO
 from qwen_vla_core.runtime.safety import SafetyLimiter
 from qwen_vla_core.runtime.tally import Tally
@@ -82,9 +84,16 @@ class ControlLoop:
         counters: holds, group_timeouts (of a part of the robot), estops, faults, clock_jumps, bad_states,
             chunks_ignored (those sent while not started), slowed (how often the plan was slowed down because a chunk
             was late).
+        base: what drives a mobile base, and what stops it before obstacles.
     """
 
-    def __init__(self, embodiment: Embodiment, *, strategy: Strategy = STRATEGIES[DEFAULT_STRATEGY]) -> None:
+    def __init__(
+        self,
+        embodiment: Embodiment,
+        *,
+        strategy: Strategy = STRATEGIES[DEFAULT_STRATEGY],
+        simulated: bool = False,
+    ) -> None:
         self.embodiment = embodiment
         self.buffer = ChunkBuffer(
             embodiment.channels,
@@ -97,6 +106,7 @@ class ControlLoop:
         self.commanded = commanded_robot(embodiment)
         self.targets = None if self.commanded is embodiment else Targets(embodiment, self.commanded)
         self.limiter = SafetyLimiter(self.commanded)
+        self.base = BaseDrive(self.commanded, self.limiter, simulated)
         self.refused = Tally(embodiment)
         self._intake = Intake(embodiment)
         self._fence = MeasuredFence(embodiment)
@@ -149,7 +159,7 @@ class ControlLoop:
     @property
     def at_rest(self) -> bool:
         """Whether the commands no longer change (or none are published)."""
-        return not self._seeded or self.limiter.at_rest
+        return not self._seeded or (self.limiter.at_rest and self.base.at_rest)
 
     @property
     def position_c(self) -> np.ndarray:
@@ -210,6 +220,10 @@ class ControlLoop:
             else:
                 self.counters["bad_states"] += 1
 
+    def update_scan(self, scan: Scan, t_ns: int) -> None:
+        """Takes a laser scan received at ``t_ns``; without an obstacle stop in the YAML it means nothing."""
+        self.base.take(scan, t_ns)
+
     def start(self, t_ns: int) -> tuple[bool, str]:
         """Begins (or resumes) playing chunks observed from now on. Refused while latched."""
         if self.mode in ("estopped", "fault"):
@@ -267,16 +281,19 @@ class ControlLoop:
     def tick(self, t_ns: int) -> ControlOutput:
         """Decides the mode at ``t_ns`` and the next command of every group."""
         dt_s = self._elapsed(t_ns)
+        self.base.clear_note()
         if self.mode in ("estopped", "fault", "idle"):
             return self._rest(dt_s)
-        problem = self._state_problem(t_ns)
+        problem = self._state_problem(t_ns) or self.base.problem(t_ns)
         if problem is not None:
             self.buffer.hold(t_ns)
+            if self.base.tracks:  # by when it may go on, the base has rolled past where the plan stopped
+                self.buffer.clear()
             self._hold(problem, None)
             return self._rest(dt_s)
         measured_c = self._measured()
         if self._restarting and self._seeded:
-            if not (self.limiter.at_rest or self._far_from(measured_c)):
+            if not (self.at_rest or self._far_from(measured_c)):
                 return self._rest(dt_s)
             self._seeded = False
         self._restarting = False
@@ -294,12 +311,15 @@ class ControlLoop:
                 self._hold("waiting for the first chunk", measured_c)
         if target_c is None:
             assert self._hold_target_c is not None
-            return self._output(self.limiter.step(self._hold_target_c, measured_c, dt_s))
+            command_c = self.limiter.step(self.base.standing(self._hold_target_c), measured_c, dt_s)
+            self.base.stand(measured_c, dt_s)
+            return self._output(command_c)
         if self.mode != "running":
             self._run_start_ns = t_ns
             self._enter("running", PLAYING)
             if self.targets is not None:
                 self.targets.reset(self.limiter.position_c)
+            self.base.begin(measured_c)
         self._tell_whether_late(t_ns)
         target_c, fenced_c = self._fence.clip(target_c, self._state_s)
         soft_ns = self.embodiment.safety.soft_start_s * NANO
@@ -311,15 +331,21 @@ class ControlLoop:
             self.reason = verdict.reason
             target_c = np.where(self._late_c, self._late_target_c, target_c)
         self.limiter.tally.add("workspace", fenced_c)
+        target_c = self.base.clip(target_c, t_ns)
         self.asked_c = target_c
-        return self._output(self.limiter.step(target_c, measured_c, dt_s, scale))
+        command_c = self.limiter.step(target_c, measured_c, dt_s, scale)
+        self.base.follow(measured_c, self._late_c, dt_s, t_ns)
+        if self.base.note:
+            self.reason = self.base.note
+            self.limiter.tally.add("obstacle", self.base.guarded_c)
+        return self._output(command_c)
 
     def _tell_whether_late(self, t_ns: int) -> None:
         late_ms = self.buffer.late_ms(t_ns)
         if late_ms is None:
             self.reason = PLAYING
             return
-        if self.reason == PLAYING:
+        if not self.reason.startswith(SLOWED):
             self.counters["slowed"] += 1
         self.reason = f"{SLOWED} {self.buffer.clock.rate:.0%}: chunk late by {late_ms:.0f} ms"
 
@@ -364,8 +390,9 @@ class ControlLoop:
         if not self._seeded:
             return ControlOutput(self.mode, self.reason)
         command_c = self.limiter.stop(dt_s)
+        self.base.stand(None, dt_s)
         output = self._output(command_c)
-        if self.mode == "idle" and self.limiter.at_rest:
+        if self.mode == "idle" and self.at_rest:
             self._seeded = False
         return output
 
@@ -395,6 +422,7 @@ class ControlLoop:
             name: GroupCommand(command_c[part] * scale + offset, rate_c[part] * scale)
             for name, part, scale, offset in self._slices
         }
+        commands |= {name: GroupCommand(*told) for name, told in self.base.told().items()}
         return ControlOutput(self.mode, self.reason, commands)
 
     def _measured(self) -> np.ndarray:
@@ -420,6 +448,8 @@ class ControlLoop:
         if t_ns < last_ns - CLOCK_JUMP_NS:
             self.counters["clock_jumps"] += 1
             self._state_stamp_ns = [None] * len(self._state_stamp_ns)
+            if self.base.guard is not None:
+                self.base.guard.forget()
             self._run_start_ns = t_ns
             self._new_epoch(t_ns)
         return max(t_ns - last_ns, 0) / NANO

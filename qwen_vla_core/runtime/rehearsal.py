@@ -76,7 +76,7 @@ def rehearse(robot: Embodiment, scale: float = 1.0) -> Rehearsal:
         robot: the embodiment.
         scale: multiplies the sine, to see the limits at work.
     """
-    loop, mock = ControlLoop(robot), MockRobot(robot)
+    loop, mock = ControlLoop(robot), MockRobot(robot, simulated=False)
     tick_ns = round(1e9 / robot.control.controller_rate_hz)
     commanded = loop.commanded
     rest_c = np.array([mock.values.get(channel, 0.0) for channel in commanded.channels])
@@ -176,6 +176,8 @@ def _group_amplitudes(group: ActionGroup, period_s: float, omega: float, tick_s:
     sharpest = steepest / tick_s if group.kind in VELOCITY_KINDS else omega * omega * period_s / tick_s
     allowed = SHARE_OF_RATES * np.minimum(velocity / steepest, acceleration / sharpest)
     amplitude = np.minimum(reach, allowed)
+    if group.command.tracker is not None and group.tracked() and group.command.tracker.law == "kanayama":
+        amplitude[1] = 0.0  # it cannot go sideways, and its start looks along x
     if group.unit in NO_ROTATION_SINE:
         amplitude[3:] = 0.0
     return np.asarray(amplitude)

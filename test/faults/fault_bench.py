@@ -317,7 +317,7 @@ class Bench:
         now_s = time.time()
         answer = self.set_text(node, "embodiment", "widowx")
         took_ms = (time.time() - now_s) * 1e3
-        assert not answer.successful and "read-only" in answer.reason
+        assert not answer.successful and "active: deactivate first" in answer.reason
         self.goes_on(now_s)
         return took_ms
 

@@ -19,11 +19,15 @@ from qwen_vla_core.runtime.rehearsal import rehearse, report
 def test_a_shipped_robot_stands_still_and_follows_a_small_sine(name: str) -> None:
     run = rehearse(load_embodiment(name))
     assert [finding.level for finding in report(run)] == ["ok"] * 4
-    assert run.mode == "running" and (run.amplitude_c > 0).all()
+    assert run.mode == "running"
+    if name == "mobile_base":  # a base that cannot go sideways is not asked to
+        assert run.amplitude_c[1] == 0.0
+    else:
+        assert (run.amplitude_c > 0).all()
     moved_c = np.ptp(run.command_tc, axis=0)
-    assert (moved_c > 0.9 * run.amplitude_c).all()
+    assert (moved_c >= 0.9 * run.amplitude_c).all()
     measured = np.isfinite(run.measured_tc[-1])
-    assert (np.ptp(run.measured_tc[:, measured], axis=0) > 0.9 * run.amplitude_c[measured]).all()
+    assert (np.ptp(run.measured_tc[:, measured], axis=0) >= 0.9 * run.amplitude_c[measured]).all()
 
 
 @pytest.mark.parametrize("name", shipped_embodiments(runnable=True))

@@ -69,7 +69,7 @@ def test_a_demonstration_by_joint_commands_succeeds_as_by_twists(monkeypatch: py
 
 def test_a_world_refuses_commands_it_does_not_know() -> None:
     world = make_world("widowx")
-    world.drive((*JOINTS, "gripper"))
+    world.command_by((*JOINTS, "gripper"))
     assert world.channels == (*JOINTS, "gripper") and not world.held_c.any()
     world.reset(0)
     np.testing.assert_allclose(world.command()[:6], world.state()[:6], atol=1e-6)
@@ -77,5 +77,5 @@ def test_a_world_refuses_commands_it_does_not_know() -> None:
         world.step(world.command())
     np.testing.assert_allclose(world.state()[:6], world.command()[:6], atol=0.01)
     with pytest.raises(UserError, match=r"is commanded by .*, not by x"):
-        make_world("aloha").drive(("x",))
+        make_world("aloha").command_by(("x",))
     world.close()

@@ -158,7 +158,7 @@ class TabletopWorld(ABC):
         """What cubes can be put on."""
         return ()
 
-    def drive(self, channels: Sequence[str]) -> None:
+    def command_by(self, channels: Sequence[str]) -> None:
         """Says which channels the steps to come are commanded in; before ``reset``.
 
         Raises:

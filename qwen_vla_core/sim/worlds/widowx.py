@@ -56,7 +56,7 @@ class WidowXWorld(TabletopWorld):
     channels: tuple[str, ...] = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
     state_channels = (*JOINTS, "gripper", "hand_x", "hand_y", "hand_z")
     held_c: np.ndarray = np.array([*[True] * 6, False])
-    by_joints = False  # commanded by joint positions instead, see ``drive``
+    by_joints = False  # commanded by joint positions instead, see ``command_by``
     cameras = CAMERAS
     views = tuple(CAMERAS)
     arms = (ARM,)
@@ -99,13 +99,13 @@ class WidowXWorld(TabletopWorld):
         self._scratch = mujoco.MjData(model)
         self._home = self._inverse(np.array(START_POSITION), DOWN, START_NEAR, iterations=200)
 
-    def drive(self, channels: Sequence[str]) -> None:
+    def command_by(self, channels: Sequence[str]) -> None:
         """By changes of the hand's pose, or by joint positions and the gripper: then no inverse kinematics is in it."""
         self.by_joints = tuple(channels) == (*JOINTS, "gripper")
         if self.by_joints:
             self.channels, self.held_c = (*JOINTS, "gripper"), np.zeros(len(JOINTS) + 1, bool)
         else:
-            super().drive(channels)
+            super().command_by(channels)
 
     # --- life of an episode -----------------------------------------------------------------------------------------
 
