@@ -51,7 +51,7 @@ def test_a_demonstration_by_joint_commands_succeeds_as_by_twists(monkeypatch: py
         world.render = lambda *_: np.zeros((4, 4, 3), np.uint8)
         robot = load_embodiment(name)
         timing = Timing(latency_s=0.0, replan_s=robot.period_s)
-        for seed in (0, 1):
+        for seed in (0,):
             told.clear()
             result = run_episode_in_time(world, ExpertPolicy(world), robot, seed=seed, timing=timing, timeout_s=15.0)
             assert result.success
