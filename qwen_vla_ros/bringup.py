@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import qwen_vla_ros
-from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.embodiment import load_robot
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT, resource_dir
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, find_strategy
@@ -129,7 +129,7 @@ def build_graph(
     Raises:
         UserError: The YAML is wrong, the robot has no simulation, or a flag has an impossible value.
     """
-    robot = load_embodiment(embodiment)
+    robot = load_robot(embodiment)
     sim = not mock if sim is None else sim
     if sim and mock:
         raise UserError("sim and mock both stand in for the robot: choose sim:=true (--sim) or mock:=true (--mock)")
@@ -239,7 +239,7 @@ def name_robots(robots: Sequence[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for text in robots:
         first, equals, second = text.partition("=")
-        given = (first.strip("/"), second) if equals else (load_embodiment(text).name, text)
+        given = (first.strip("/"), second) if equals else (load_robot(text).name, text)
         if given[0] in named:
             raise UserError(f"namespace '{given[0]}' is there twice: name them, e.g. left={given[1]} right={given[1]}")
         named[given[0]] = given[1]

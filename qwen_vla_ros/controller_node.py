@@ -149,14 +149,15 @@ class ControllerNode(LifecycleNode):
         self._forget_robot()
         strategy = replace(find_strategy(self._strategy), blend_s=self._blend_s)
         embodiment = load_robot(self, source)
-        adapters = [(group, adapter_for(command_kind(group, self._simulated))) for group in embodiment.actions]
+        control = ControlLoop(embodiment, strategy=strategy, simulated=self._simulated)
+        adapters = [(group, adapter_for(command_kind(group, self._simulated))) for group in control.commanded.actions]
         types = [adapter.message_type for _, adapter in adapters]
         self._outputs = [
             (group, adapter, self.create_publisher(message_type, group.command.topic, COMMAND_QOS))
             for (group, adapter), message_type in zip(adapters, types, strict=True)
         ]
         self._period_s = 1.0 / embodiment.control.controller_rate_hz
-        self._control = ControlLoop(embodiment, strategy=strategy, simulated=self._simulated)
+        self._control = control
         if self._estop.pressed:
             self._control.estop(self._now_ns(), REASON)
         self._state_subscriptions = self._subscribe(embodiment)
@@ -407,7 +408,7 @@ class ControllerNode(LifecycleNode):
                 changing = 0.0 < buffer.clock.rate < 1.0
                 if not changing and 0 <= t_ns - told[0] < buffer.period_s * 1e9:
                     return
-            rows_tc = buffer.rest() if playing else control.limiter.position_c[None]
+            rows_tc = buffer.rest() if playing else control.position_c[None]
             self._plan_told = (t_ns, buffer.stamp_ns or 0) if playing else None
         assert rows_tc is not None
         message = plan_to_message(PlanRest(t_ns, rows_tc), buffer.channels, buffer.period_s)
@@ -445,6 +446,8 @@ class ControllerNode(LifecycleNode):
                 if control.base.guard is not None:
                     values["obstacle_m"] = control.base.guard.distance
                 values.update({f"count.{key}": count for key, count in control.counters.items()})
+                misses = control.targets.misses if control.targets is not None else {}
+                values.update(control.targets.report("ik") if control.targets is not None else {})
             self._estop.tell(mode == "estopped")
             for name, seconds in (
                 ("p50", self._periods.p50),
@@ -455,6 +458,9 @@ class ControllerNode(LifecycleNode):
                     values[f"period_ms.{name}"] = seconds * 1e3
             values["overruns"] = self._overruns
             level, message = LEVEL_BY_MODE[mode], f"{mode}: {reason}"
+            for name, miss in misses.items():  # the arm is as near as it can get, and holds there
+                level = max(level, "warn", key=LEVELS.__getitem__)
+                message += f" ({name} is {miss.position_m * 1e3:.0f} mm, {miss.rotation_rad:.2f} rad off: out of reach)"
             values["chunk_publishers"] = policies = self.count_publishers(CHUNK_TOPIC)
             if policies > 1:  # the newest observation wins, so the plan jumps between them: safe, and no use
                 level = max(level, "warn", key=LEVELS.__getitem__)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qwen_vla_core.embodiment import Embodiment, contract_difference, load_embodiment
+from qwen_vla_core.embodiment import Embodiment, contract_difference, load_robot
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import Engine, Prediction, Request
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT
@@ -182,7 +182,7 @@ def _matching_embodiment(node: Any, robots: dict[str, Embodiment], checkpoint: s
         if len(robots) != 1:
             raise UserError(f"parameter 'embodiment': checkpoint '{checkpoint}' knows {', '.join(robots)}; name one")
         return next(iter(robots.values()))
-    given = load_embodiment(wanted)
+    given = load_robot(wanted)
     trained = robots.get(given.name)
     if trained is None:
         raise UserError(
@@ -210,7 +210,7 @@ def _remote(node: Any) -> EngineSetup:
     wanted = str(node.get_parameter("embodiment").value)
     if not wanted:
         raise UserError("parameter 'embodiment': with a server, name the robot's YAML")
-    embodiment = load_embodiment(wanted)
+    embodiment = load_robot(wanted)
     url = str(node.get_parameter("server").value)
     engine = RemoteEngine(
         url,

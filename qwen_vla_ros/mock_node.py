@@ -18,6 +18,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import LaserScan
 from std_srvs.srv import Trigger
 
+from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec, Embodiment
 from qwen_vla_core.runtime.mock_robot import MockRobot, moving_pattern, pattern_background
 from qwen_vla_core.runtime.mock_scanner import DEFAULT_ROOM, scan_of_boxes
@@ -101,7 +102,7 @@ class MockNode(Node):
         )
 
     def _subscribe(self) -> None:
-        for group in self.embodiment.actions:
+        for group in commanded_robot(self.embodiment).actions:
             adapter = adapter_for(command_kind(group, self._simulated))
             callback = partial(self._on_command, group, adapter.decode)
             self.create_subscription(adapter.message_type, group.command.topic, callback, COMMAND_QOS)

@@ -22,7 +22,8 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
-from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.embodiment import Embodiment
+from qwen_vla_core.embodiment import load_robot as load_runnable
 from qwen_vla_core.embodiment.namespaced import namespaced
 from qwen_vla_core.errors import UserError
 
@@ -111,7 +112,7 @@ def declare_robot(node: Node, default: str = "", text: str = "Robot YAML (name o
 
 def load_robot(node: Node, source: str) -> Embodiment:
     """The embodiment ``source``, with its topics where the node's parameters want them."""
-    return in_its_place(node, load_embodiment(source))
+    return in_its_place(node, load_runnable(source))
 
 
 def another_robot(source: str, active: bool) -> SetParametersResult:
@@ -120,7 +121,7 @@ def another_robot(source: str, active: bool) -> SetParametersResult:
         return SetParametersResult(successful=False, reason="active: deactivate first, then set another embodiment")
     if source:
         try:
-            load_embodiment(source)
+            load_runnable(source)
         except UserError as error:
             return SetParametersResult(successful=False, reason=str(error))
     return SetParametersResult(successful=True)

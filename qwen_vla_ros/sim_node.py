@@ -20,6 +20,7 @@ from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import LaserScan
 
+from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.evaluation.suites.protocol import IN_DISTRIBUTION
@@ -97,7 +98,7 @@ class SimNode(Node):
             wait_for_recorder=declare(self, "wait_for_recorder", False, "Start with the recorder only", read_only=True),
             summary_file=declare(self, "summary_file", "", "JSON with all outcomes", read_only=True),
         )
-        self.embodiment = load_robot(self, name)
+        self.embodiment = commanded_robot(load_robot(self, name))
         simulation = self.embodiment.simulation
         if simulation is None:
             raise UserError(f"parameter 'embodiment': '{self.embodiment.name}' has no simulation section")
@@ -109,6 +110,8 @@ class SimNode(Node):
         if self._watched is not None:
             options = self._watched.world_options
         self._world: Any = make_world(simulation.world, **options)
+        if self.embodiment.channels != tuple(self._world.channels):
+            self._world.command_by(self.embodiment.channels)
         if settings.timeout_s == 0.0:
             settings = replace(settings, timeout_s=float(self._world.limit_s))
         self._camera = TwinCamera(simulation.world, self._world, **options)

@@ -28,16 +28,20 @@ from qwen_vla_core.files import atomic_write_bytes
 from qwen_vla_ros.dashboard.browser import PHONE, become_phone, chromium
 
 ROOT = Path(__file__).resolve().parents[1]
-DESK = (1440, 1290)  # everything down to the ages
+DESK = (1440, 1640)  # everything down to the ages
 EPISODES = 3  # seen in the list
 START_S = 180.0
-COLOURS = 128  # of the palette: enough for flat panels and small camera pictures
+COLOURS = 256  # of the palette: enough for flat panels and small camera pictures
 
 
 @contextlib.contextmanager
-def running_robot(folder: Path) -> Iterator[str]:
-    """The graph with its dashboard; yields its address."""
+def running_robot(folder: Path, speed: float) -> Iterator[str]:
+    """The graph with its dashboard; yields its address. Not at speed 1, all nodes follow the simulator's clock."""
     command = [sys.executable, "-m", "qwen_vla_core.cli", "up", "aloha", "--isolated", "--dashboard-port", "0"]
+    if speed != 1.0:
+        params = folder / "params.yaml"
+        params.write_text(f"sim_node:\n  ros__parameters:\n    real_time_factor: {speed}\n")
+        command += ["--use-sim-time", "--params-file", str(params)]
     log = folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -70,9 +74,14 @@ def wait_for_motion(window: Any) -> None:
         f"return document.querySelectorAll('#rollouts li').length > {EPISODES}"
         " && document.querySelectorAll('figure[data-state=ok]').length === 3"
         " && document.querySelector('#mode').textContent === 'running'"
+        " && !document.querySelector('#plan-words').textContent.includes('empty')"
         " && / [2-9] of \\d+ actions consumed/.test(document.querySelector('#plan-words').textContent)"
     )
-    wait(lambda: window.execute_script(ready), "motion on the page")
+    try:
+        wait(lambda: window.execute_script(ready), "motion on the page")
+    except UserError as error:
+        shown = window.find_element("css selector", "main").text
+        raise UserError(f"{error}; shown:\n{shown}") from None
 
 
 def shoot(window: Any, path: Path, size: tuple[int, int], colours: int = COLOURS) -> None:
@@ -82,7 +91,9 @@ def shoot(window: Any, path: Path, size: tuple[int, int], colours: int = COLOURS
     clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
     taken = window.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "clip": clip})
     pixels = cv2.imdecode(np.frombuffer(base64.b64decode(taken["data"]), np.uint8), cv2.IMREAD_COLOR)
-    image = Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)).quantize(colours, dither=Image.Dither.NONE)
+    image = Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)).quantize(
+        colours, dither=Image.Dither.FLOYDSTEINBERG
+    )
     with tempfile.TemporaryFile() as file:
         image.save(file, "PNG", optimize=True)
         file.seek(0)
@@ -94,11 +105,13 @@ def main() -> int:
     """Exit code 0, or 2 with a line that says what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", metavar="DIR")
+    text = "simulated seconds per second; below 1 where the computer is too slow or too busy for real time"
+    parser.add_argument("--speed", type=float, default=1.0, help=text)
     args = parser.parse_args()
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
-            running_robot(Path(folder)) as address,
+            running_robot(Path(folder), args.speed) as address,
             chromium(*DESK) as window,
         ):
             window.execute_cdp_cmd(

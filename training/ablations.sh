@@ -37,7 +37,7 @@ judge_all() {
 }
 compare() { # name, steps, checkpoint to go on from, changes
   printf '\n== %s (%d min)\n' "$1" $((SECONDS / 60))
-  stage cpt ablation "$1" "$3" "steps=$2" "${@:4}"
+  stage cpt ablation "$1" "$3" "steps=$2" "optim.warmup_steps=$(($2 / 4))" "${@:4}"
 }
 choice() { # name, context, state
   compare "$1" "$steps" "$stage0" "renew.context=$2" "renew.state=$3"; judge_all "$1"

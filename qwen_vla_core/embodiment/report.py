@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.layout import ActionLayout
 from qwen_vla_core.embodiment.prompt import build_prompt, view_tokens
 from qwen_vla_core.embodiment.spec import (
     COMMAND_MESSAGES,
     IMAGE_MESSAGES,
     STATE_MESSAGES,
+    ActionGroup,
     Embodiment,
     GripSpec,
     LinearMap,
@@ -31,13 +33,15 @@ def describe_embodiment(embodiment: Embodiment, instruction: str) -> dict[str, A
         "prompt": build_prompt(embodiment, instruction),
         "control": {**control, "chunk_s": embodiment.control.horizon * embodiment.period_s},
         "tensor": {"H": layout.H, "K": layout.K, "c": layout.c},
-        "channels": _channels(embodiment),
+        "training_only": embodiment.training_only,
+        "channels": _channels(embodiment.actions, embodiment.training_only),
+        "commanded": _commanded(embodiment),
         "groups": [
             {
                 "name": group.name,
                 "kind": group.kind,
                 "unit": group.unit,
-                "message": COMMAND_MESSAGES[group.command.kind],
+                "message": None if embodiment.training_only else COMMAND_MESSAGES[group.command.kind],
                 "command_map": dataclasses.asdict(group.command.map),
                 "on_timeout": group.on_timeout,
                 "watchdog_ms": group.watchdog_ms,
@@ -52,7 +56,7 @@ def describe_embodiment(embodiment: Embodiment, instruction: str) -> dict[str, A
                 "kind": group.kind,
                 "unit": group.unit,
                 "topic": group.topic,
-                "channels": dict(zip(group.channels, group.fields, strict=True)),
+                "channels": dict(zip(group.channels, group.fields or [""] * len(group.channels), strict=True)),
                 "state_map": dataclasses.asdict(group.map),
                 "max_age_ms": group.max_age_ms,
             }
@@ -71,10 +75,22 @@ def describe_embodiment(embodiment: Embodiment, instruction: str) -> dict[str, A
     }
 
 
-def _channels(embodiment: Embodiment) -> list[dict[str, Any]]:
+def _commanded(embodiment: Embodiment) -> list[dict[str, Any]]:
+    """Positions that are published instead of what the policy says, with the limits that hold on them."""
+    if embodiment.training_only:
+        return []
+    told = commanded_robot(embodiment).actions
+    pairs = zip(embodiment.actions, told, strict=True)
+    return _channels(tuple(other for ours, other in pairs if ours is not other))
+
+
+def _channels(groups: Iterable[ActionGroup], training_only: bool = False) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for group in embodiment.actions:
+    for group in groups:
         for index, channel in enumerate(group.channels):
+            if training_only:
+                rows.append({"column": len(rows), "channel": channel, "group": group.name, "unit": group.unit})
+                continue
             rows.append(
                 {
                     "column": len(rows),
@@ -94,6 +110,8 @@ def _channels(embodiment: Embodiment) -> list[dict[str, Any]]:
 
 
 def _topics(embodiment: Embodiment) -> list[dict[str, str]]:
+    if embodiment.training_only:
+        return []
     rows = {
         camera.topic: {"topic": camera.topic, "direction": "in", "message": IMAGE_MESSAGES[camera.transport]}
         for camera in embodiment.cameras
@@ -115,19 +133,17 @@ def _topics(embodiment: Embodiment) -> list[dict[str, str]]:
 def embodiment_text(report: dict[str, Any]) -> str:
     """``describe_embodiment`` as text for a terminal."""
     control, tensor = report["control"], report["tensor"]
+    runs = not report["training_only"]
+    rate = f"controller {control['controller_rate_hz']:g} Hz" if runs else "for training only: nothing runs it"
     sections = [
         f"{report['name']}: {report['description']}" if report["description"] else report["name"],
         f"{report['path']}\nsha256 {report['sha256']}\nsha256 of what a policy learns {report['policy_sha256']}",
         f"Prompt\n  {report['prompt']}",
         f"Control\n  {control['frequency_hz']:g} Hz × H={tensor['H']} actions = {control['chunk_s']:g} s per chunk, "
-        f"controller {control['controller_rate_hz']:g} Hz, {control['convention']}",
+        f"{rate}, {control['convention']}",
         f"Action tensor: H×K = {tensor['H']}×{tensor['K']}, columns 0 … {tensor['c'] - 1} real, the rest masked\n"
         + _table(report["channels"], tuple(report["channels"][0])),
-        "Command maps (channel → message)\n"
-        + _table(
-            [{**group, "map": map_text(LinearMap(**group["command_map"]))} for group in report["groups"]],
-            ("name", "kind", "unit", "map", "message"),
-        ),
+        *_told(report),
         "State (message → channel)\n" + _state_table(report["state"]),
         "Cameras\n"
         + _table(
@@ -137,14 +153,28 @@ def embodiment_text(report: dict[str, Any]) -> str:
             ],
             ("view", "topic", "transport", "size", "max_age_ms", "reference", "tokens"),
         ),
-        "Topics\n" + _table(report["topics"], ("direction", "topic", "message", "in_simulation")),
-        "Safety\n" + _table(_safety_rows(report), ("key", "value")),
     ]
+    if runs:
+        sections.append("Topics\n" + _table(report["topics"], ("direction", "topic", "message", "in_simulation")))
+        sections.append("Safety\n" + _table(_safety_rows(report), ("key", "value")))
     if report["simulation"]:
         values = {**report["simulation"]}
         values["camera_size"] = "×".join(map(str, values["camera_size"] or ())) or "as the cameras"
         sections.append("Simulation\n" + _table([{"key": k, "value": v} for k, v in values.items()], ("key", "value")))
     return "\n\n".join(sections) + "\n"
+
+
+def _told(report: dict[str, Any]) -> list[str]:
+    """Sections on what is published."""
+    if report["training_only"]:
+        return []
+    groups = [{**group, "map": map_text(LinearMap(**group["command_map"]))} for group in report["groups"]]
+    sections = ["Command maps (channel → message)\n" + _table(groups, ("name", "kind", "unit", "map", "message"))]
+    rows = report["commanded"]
+    if rows:
+        columns = tuple(column for column in rows[0] if column != "column")
+        sections.insert(0, "Commanded instead of the policy's channels, under these limits\n" + _table(rows, columns))
+    return sections
 
 
 def map_text(map_: LinearMap) -> str:
@@ -207,8 +237,8 @@ def _state_table(state: Iterable[dict[str, Any]]) -> str:
             "unit": group["unit"],
             "topic": group["topic"],
             "field": field,
-            "map": map_text(LinearMap(**group["state_map"])),
-            "max_age_ms": group["max_age_ms"],
+            "map": map_text(LinearMap(**group["state_map"])) if group["topic"] else None,
+            "max_age_ms": group["max_age_ms"] if group["topic"] else None,
         }
         for group in state
         for channel, field in group["channels"].items()

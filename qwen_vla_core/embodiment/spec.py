@@ -14,6 +14,10 @@ from typing import Any, Literal
 
 from qwen_vla_core.embodiment.spec_base import ObstacleStopSpec, TrackerSpec
 from qwen_vla_core.embodiment.spec_base import doc as doc
+from qwen_vla_core.embodiment.spec_positions import GripSpec as GripSpec
+from qwen_vla_core.embodiment.spec_positions import Integration as Integration
+from qwen_vla_core.embodiment.spec_positions import InverseKinematics as InverseKinematics
+from qwen_vla_core.embodiment.spec_positions import Limits as Limits
 
 GroupKind = Literal[
     "joint_position", "joint_delta", "eef_pose", "eef_delta", "gripper", "base_twist", "waypoint", "hand"
@@ -27,6 +31,7 @@ CommandKind = Literal[
     "twist_stamped",  # geometry_msgs/TwistStamped
     "pose_stamped",  # geometry_msgs/PoseStamped
 ]
+Frame = Literal["", "base", "tool"]
 TimeoutBehaviour = Literal["hold_measured", "zero"]
 StateSource = Literal["joint_state", "odometry", "pose"]
 Transport = Literal["raw", "compressed"]
@@ -49,11 +54,12 @@ UNITS_BY_KIND: dict[str, tuple[str, ...]] = {
     "waypoint": ("m,rad", "m"),
     "hand": ("rad", "fraction", "eigengrasp"),
 }
+_JOINT_COMMANDS = ("joint_trajectory", "forward_command", "interbotix_group")  # of a hand: through `command.ik`
 COMMAND_KINDS_BY_GROUP: dict[str, tuple[str, ...]] = {
-    "joint_position": ("joint_trajectory", "forward_command", "interbotix_group", "interbotix_single"),
-    "joint_delta": ("joint_trajectory", "forward_command"),
-    "eef_pose": ("pose_stamped",),
-    "eef_delta": ("twist_stamped", "twist", "pose_stamped"),
+    "joint_position": (*_JOINT_COMMANDS, "interbotix_single"),
+    "joint_delta": ("joint_trajectory", "forward_command", "interbotix_group"),
+    "eef_pose": ("pose_stamped", *_JOINT_COMMANDS),
+    "eef_delta": ("twist_stamped", "twist", "pose_stamped", *_JOINT_COMMANDS),
     "gripper": ("joint_trajectory", "forward_command", "interbotix_single", "interbotix_group"),
     "base_twist": ("twist", "twist_stamped"),
     "waypoint": ("twist", "twist_stamped", "pose_stamped"),
@@ -113,7 +119,11 @@ class ControlSpec:
     )
     horizon: int = field(metadata=doc("H: actions per chunk, as in the prompt.", minimum=1))
     controller_rate_hz: float = field(
-        metadata=doc("Rate of the controller's loop; it interpolates between actions.", exclusive_minimum=0.0)
+        default=0.0,
+        kw_only=True,
+        metadata=doc(
+            "Rate of the controller's loop; it interpolates between actions.", exclusive_minimum=0.0, robot=True
+        ),
     )
     convention: Literal[
         "absolute_joint",
@@ -139,7 +149,7 @@ class CameraSpec:
     view: str = field(
         metadata=doc("View name; becomes boundary tokens, so only lower-case letters, digits, underscores.")
     )
-    topic: str = field(metadata=doc("Image topic (absolute or relative to the namespace)."))
+    topic: str = field(default="", metadata=doc("Image topic (absolute or relative to the namespace).", robot=True))
     transport: Transport = field(
         default="raw", metadata=doc("raw (sensor_msgs/Image) or compressed (CompressedImage).")
     )
@@ -177,12 +187,14 @@ class StateGroup:
     kind: GroupKind = field(metadata=doc("What the channels are."))
     channels: tuple[str, ...] = field(metadata=doc("Channel names, unique in the embodiment's state."))
     unit: str = field(metadata=doc("Unit of the channels; which ones fit depends on the kind, see 'Units'."))
-    topic: str = field(metadata=doc("Topic the state comes from."))
+    topic: str = field(default="", metadata=doc("Topic the state comes from.", robot=True))
     fields: tuple[str, ...] = field(
+        default=(),
         metadata=doc(
             "One per channel: joint name in the JointState, odometry field (x, y, z, yaw, vx, vy, wz), or field of the "
-            "pose (x, y, z, qx, qy, qz, qw)."
-        )
+            "pose (x, y, z, qx, qy, qz, qw).",
+            robot=True,
+        ),
     )
     source: StateSource = field(
         default="joint_state", metadata=doc("Message type: JointState, Odometry or PoseStamped.")
@@ -195,19 +207,6 @@ class StateGroup:
             "Whether the policy sees it; false for what only the conventions need, such as a pose in a frame that "
             "begins anywhere."
         ),
-    )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of one action group in channel units, one value per channel; all but jerk are required: limits are on."""
-
-    lower: tuple[float, ...] = field(metadata=doc("Lower position (or value) limit per channel."))
-    upper: tuple[float, ...] = field(metadata=doc("Upper position (or value) limit per channel."))
-    velocity: tuple[float, ...] = field(metadata=doc("Largest rate of change per channel, units/s."))
-    acceleration: tuple[float, ...] = field(metadata=doc("Largest change of rate per channel, units/s²."))
-    jerk: tuple[float, ...] = field(
-        default=(), metadata=doc("Largest change of acceleration per channel, units/s³; left out: not limited.")
     )
 
 
@@ -237,30 +236,18 @@ class CommandSpec:
         ),
     )
     map: LinearMap = field(default=LinearMap(), metadata=doc("Map from channel units to the command message's."))
+    ik: InverseKinematics | None = field(
+        default=None,
+        metadata=doc("For eef_pose and eef_delta groups that command joints: how the hand's pose becomes joints."),
+    )
+    integrate: Integration | None = field(
+        default=None,
+        metadata=doc("For joint_delta groups that command joint positions, and eef_delta groups that command poses."),
+    )
     tracker: TrackerSpec | None = field(
         default=None,
         metadata=doc("For waypoints commanded as a twist: the base's limits and the law that follows them."),
     )
-
-
-@dataclass(frozen=True)
-class GripSpec:
-    """How hard a gripper may be told to close; on by default for every group of kind gripper."""
-
-    closing_velocity: float = field(
-        default=3.0,
-        metadata=doc("Largest closing rate in ranges (lower … upper) per second.", exclusive_minimum=0.0),
-    )
-    max_lead: float = field(
-        default=0.5,
-        metadata=doc(
-            "How far a closing command may lead the measured opening of blocked fingers, as a share of the range: it "
-            "is the force. 1 switches this off.",
-            exclusive_minimum=0.0,
-            maximum=1.0,
-        ),
-    )
-    closed: Literal["lower", "upper"] = field(default="lower", metadata=doc("Which limit is the closed gripper."))
 
 
 @dataclass(frozen=True)
@@ -273,10 +260,19 @@ class ActionGroup:
         metadata=doc("Channel names; their order over all groups is the tensor's column order.")
     )
     unit: str = field(metadata=doc("Unit of the channels; which ones fit depends on the kind, see 'Units'."))
-    limits: Limits = field(metadata=doc("Position, velocity and acceleration limits in channel units."))
-    command: CommandSpec = field(metadata=doc("Topic, message and map of the command."))
+    limits: Limits = field(
+        default=Limits((), (), (), ()),
+        metadata=doc("Position, velocity and acceleration limits in channel units.", robot=True),
+    )
+    command: CommandSpec = field(
+        default=CommandSpec(kind="forward_command", topic=""),
+        metadata=doc("Topic, message and map of the command.", robot=True),
+    )
     on_timeout: TimeoutBehaviour = field(
-        metadata=doc("hold_measured (arms, grippers) or zero (velocities only; refused on position groups).")
+        default="hold_measured",
+        metadata=doc(
+            "hold_measured (arms, grippers) or zero (velocities only; refused on position groups).", robot=True
+        ),
     )
     start: tuple[float, ...] = field(default=(), metadata=doc("Start pose per channel, inside the limits; optional."))
     watchdog_ms: float | None = field(
@@ -288,6 +284,13 @@ class ActionGroup:
     )
     grip: GripSpec | None = field(
         default=None, metadata=doc("Closing rate and force of a gripper group; default: its defaults.")
+    )
+    frame: Frame = field(
+        default="",
+        metadata=doc(
+            "Axes of displacements (eef_delta; default: base) and of relative poses (relative_eef; default: tool): "
+            "those of the base, or those of the hand itself."
+        ),
     )
 
     def command_kind(self, simulated: bool) -> CommandKind:
@@ -408,6 +411,10 @@ class Embodiment:
     simulation: SimulationSpec | None = field(
         default=None, metadata=doc("World that stands in for the robot; optional.")
     )
+    training_only: bool = field(
+        default=False,
+        metadata=doc("Nothing to run: no topics, limits or commands. Data and training take it, launching refuses it."),
+    )
     description: str = field(default="", metadata=doc("For humans."))
     source_text: str = field(default="", repr=False, compare=False, metadata=doc("", internal=True))
     source_path: str = field(default="", repr=False, compare=False, metadata=doc("", internal=True))
@@ -471,7 +478,8 @@ class Embodiment:
         for what, members in groups:
             described = [f"{channel} ({group.kind}, {group.unit})" for group in members for channel in group.channels]
             channels |= {f"{what} channel {i}": text for i, text in enumerate(described)}
-        return {**prompt, **control, **views, **channels}
+        frames = {f"actions[{i}].frame": group.frame for i, group in enumerate(self.actions) if group.frame}
+        return {**prompt, **control, **views, **channels, **frames}
 
     @cached_property
     def policy_hash(self) -> str:

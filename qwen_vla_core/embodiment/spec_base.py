@@ -10,7 +10,10 @@ from typing import Any, Literal
 
 
 def doc(text: str, **extra: Any) -> dict[str, Any]:
-    """Field metadata: one sentence for errors, schema and docs; ``extra`` may hold minimum, maximum, unit, …"""
+    """Field metadata: one sentence for errors, schema and docs; ``extra`` may hold minimum, maximum, unit, …
+
+    ``robot``: required of every embodiment but those for training only.
+    """
     return {"doc": text, **extra}
 
 

@@ -149,15 +149,17 @@ def run_episode_in_time(
     Returns:
         The outcome; its metrics also hold those of ``PlayStatistics``.
     """
-    world.reset(seed, instruction)
-    measured = {channel: column for column, channel in enumerate(robot.state_channels)}
-    columns = [measured.get(channel, -1) for channel in robot.channels]  # a displacement is measured nowhere
     strategy = timing.strategy if timing.blend_s is None else replace(timing.strategy, blend_s=timing.blend_s)
     loop = ControlLoop(robot, strategy=strategy)
+    if loop.commanded is not robot:
+        world.command_by(loop.commanded.channels)
+    world.reset(seed, instruction)
+    measured = {channel: column for column, channel in enumerate(robot.state_channels)}
+    columns = [measured.get(channel, -1) for channel in loop.commanded.channels]  # a displacement is measured nowhere
     tracked = next((group for group in robot.actions if group.tracked()), None)
     loop.start(0)
     side = _PolicySide(policy, robot, timing)
-    statistics = PlayStatistics(robot, world.control_hz)
+    statistics = PlayStatistics(loop.commanded, world.control_hz, robot)
 
     def deliver(now_s: float, now_ns: int) -> None:
         chunk = side.arrived(now_s)

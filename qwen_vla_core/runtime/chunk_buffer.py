@@ -146,6 +146,10 @@ class ChunkBuffer:
         self._sampled = (t_ns, self.clock.now_s)
         return value_c
 
+    def now(self) -> np.ndarray | None:
+        """(c,) the joined plan where it was last sampled; None without a plan."""
+        return None if self._plan is None else self._joiner.at(self.clock.now_s)
+
     def hold(self, t_ns: int) -> None:
         """Nothing is played until ``t_ns``: the plan's clock stands."""
         self.clock.hold(t_ns)

@@ -1,7 +1,8 @@
 """A robot without physics: it goes where it is commanded, as fast as its limits allow, and says where it is.
 
-It stands in for hardware wherever topics, types, units and limits matter and forces do not. It knows no kinematic
-chain: a robot that is commanded at its hand moves its hand, and its joints stay where they are.
+It stands in for hardware wherever topics, types, units and limits matter and forces do not. A robot that is commanded
+at its hand moves its hand, and its joints stay where they are; one whose YAML names a kinematic chain for its commands
+(``command.ik``) moves its joints, and its hand with them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from qwen_vla_core.actions.rotations import join_pose, to_quaternion
+from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.spec import DELTA_KINDS, ActionGroup, Embodiment, StateGroup
+from qwen_vla_core.runtime.targets import HandSolver
 
 SERVO_TIMEOUT_S = 0.25  # a velocity or displacement not commanded afresh for this long stops, as drivers do [X]
 _QUATERNION = ("qx", "qy", "qz", "qw")
@@ -32,7 +36,9 @@ class MockRobot:
     """
 
     def __init__(self, embodiment: Embodiment, simulated: bool = True) -> None:
-        self.embodiment = embodiment
+        self.embodiment = commanded_robot(embodiment)
+        self._hands = _hands(embodiment)
+        embodiment = self.embodiment
         self._twisted = {group.name for group in embodiment.actions if group.tracked(simulated)}
         self.values: dict[str, float] = dict.fromkeys(embodiment.state_channels, 0.0)
         self.commands: dict[str, int] = {group.name: 0 for group in embodiment.actions}
@@ -43,6 +49,7 @@ class MockRobot:
         self._odometry = [group for group in embodiment.state if group.source == "odometry"]
         self._base = dict.fromkeys(("x", "y", "z", "yaw", "vx", "vy", "wz"), 0.0)  # message units: m, rad, per second
         self._rest()
+        self._carry_hands()
 
     def _rest(self) -> None:
         """Where it begins: the start pose where there is one, the middle of its box, else 0 or the nearest limit."""
@@ -115,6 +122,16 @@ class MockRobot:
             else:
                 self._approach(group, target, dt_s)
         self._keep_odometry(before, driven, dt_s)
+        self._carry_hands()
+
+    def _carry_hands(self) -> None:
+        """Measured hands go where their joints carry them."""
+        for solver, joints, state in self._hands:
+            place, rotation = solver.pose(np.array([self.values[channel] for channel in joints]))
+            pose = [*place, *Rotation.from_matrix(rotation).as_quat(canonical=True)]
+            measured = dict(zip(("x", "y", "z", *_QUATERNION), pose, strict=True))
+            for channel, field in zip(state.channels, state.fields, strict=True):
+                self.values[channel] = float(state.map.to_channel(measured[field]))
 
     def _approach(self, group: ActionGroup, target: np.ndarray, dt_s: float) -> None:
         turning = group.channels[-1] if group.kind == "waypoint" and group.unit == "m,rad" else ""
@@ -172,6 +189,17 @@ class MockRobot:
         for group in self._odometry:
             for channel, field in zip(group.channels, group.fields, strict=True):
                 self.values[channel] = float(group.map.to_channel(base[field]))
+
+
+def _hands(robot: Embodiment) -> list[tuple[HandSolver, tuple[str, ...], StateGroup]]:
+    """Kinematics of each group commanded through its joints, the joints' channels, and the hand they carry."""
+    found = []
+    for index, group in enumerate(robot.actions):
+        states = [state for state in robot.state if state.source == "pose"]
+        if group.command.ik is not None and states:
+            hand = max(states, key=lambda state: _alike(group, state))
+            found.append((HandSolver(robot, index), group.command.ik.channels, hand))
+    return found
 
 
 def twist_range(group: ActionGroup) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -85,6 +85,8 @@ class Sampler:
         self._pending: dict[str, bytes] = {}
         self._picture_problems: dict[str, str] = {}
         self._ticks = 0
+        self._now_ns = 0
+        self._simulated_time = False
         self._logger = owner.get_logger()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self._thread.start()
@@ -139,10 +141,10 @@ class Sampler:
         )
         robot = self._embodiment
         self._cameras = [
-            (camera, PolledTopic(node, image_message_type(camera), camera.topic, 1)) for camera in robot.cameras
+            (camera, PolledTopic(node, image_message_type(camera), camera.topic, 1, True)) for camera in robot.cameras
         ]
         self._states: list[tuple[tuple[StateGroup, ...], PolledTopic]] = [
-            (groups, PolledTopic(node, state_message_type(groups), topic, STREAM_DEPTH))
+            (groups, PolledTopic(node, state_message_type(groups), topic, STREAM_DEPTH, True))
             for topic, groups in groups_by_topic(robot.state).items()
         ]
         topics = {group.command.topic: message_type for group, _, message_type in self._adapters}
@@ -163,7 +165,8 @@ class Sampler:
     def _sample(self) -> None:
         if self._node is None:
             self._node = self._subscribe()
-        now_ns = int(self._owner.get_clock().now().nanoseconds)
+        self._now_ns = now_ns = int(self._owner.get_clock().now().nanoseconds)
+        self._simulated_time = bool(self._owner.get_parameter("use_sim_time").value)
         self._read_states()
         self._read_commands()
         self._timeline.add_measured(now_ns, tuple(self._measured))
@@ -182,7 +185,7 @@ class Sampler:
                 for channel, value in state_from_message(groups, topic.decode(data)).items():
                     if channel in self._index:
                         self._measured[self._index[channel]] = round(value, 5)
-            if _stale(topic, max(group.max_age_ms for group in groups) * 1e-3):
+            if self._stale(topic, max(group.max_age_ms for group in groups) * 1e-3):
                 self._forget(self._measured, [channel for group in groups for channel in group.channels])
 
     def _read_commands(self) -> None:
@@ -195,8 +198,15 @@ class Sampler:
                     continue  # of another group on the same topic, or of somebody who does not know this robot
                 for channel, value in zip(group.channels, np.atleast_1d(values), strict=True):
                     self._commanded[self._index[channel]] = round(float(value), 5)
-            if _stale(self._commands[group.command.topic]):
+            if self._stale(self._commands[group.command.topic]):
                 self._forget(self._commanded, group.channels)
+
+    def _age_s(self, topic: PolledTopic) -> float | None:
+        return topic.age_s(self._now_ns, self._simulated_time)
+
+    def _stale(self, topic: PolledTopic, limit_s: float = 0.0) -> bool:
+        age_s = self._age_s(topic)
+        return age_s is None or age_s > max(limit_s, STALE_S)
 
     def _forget(self, values: list[float | None], channels: Iterable[str]) -> None:
         for channel in channels:
@@ -259,7 +269,7 @@ class Sampler:
     def _row(
         self, kind: str, name: str, topic: PolledTopic, limit_ms: float | None, problem: str = ""
     ) -> dict[str, Any]:
-        age_s = topic.age_s
+        age_s = self._age_s(topic)
         return {
             "kind": kind,
             "name": name,
@@ -270,8 +280,3 @@ class Sampler:
             "publishers": topic.publishers,
             "problem": problem,
         }
-
-
-def _stale(topic: PolledTopic, limit_s: float = 0.0) -> bool:
-    age_s = topic.age_s
-    return age_s is None or age_s > max(limit_s, STALE_S)

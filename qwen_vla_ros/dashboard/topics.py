@@ -17,6 +17,8 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 
+from qwen_vla_ros.live import stamp_of
+
 RATE_WINDOW_S = 3.0
 PUBLISHERS_EVERY_S = 1.0
 
@@ -34,24 +36,29 @@ def newest(depth: int) -> QoSProfile:
 class PolledTopic:
     """One topic. All methods belong to one thread.
 
+    Args:
+        stamped: its messages begin with a std_msgs/Header, so that their age is that of what they tell, as the policy
+            judges it, and not only how long ago they arrived.
+
     Attributes:
         name: resolved; publishers: how many there are, as last looked at.
     """
 
-    def __init__(self, node: Node, message_type: type, topic: str, depth: int) -> None:
+    def __init__(self, node: Node, message_type: type, topic: str, depth: int, stamped: bool = False) -> None:
         self._node = node
         self._type = message_type
         self._subscription: Subscription = node.create_subscription(
             message_type, topic, lambda _: None, newest(depth), raw=True
         )
         self._depth = depth
+        self._stamped = stamped
+        self._stamp_ns = 0
         self.name = node.resolve_topic_name(topic)
         self.publishers = 0
         self._publishers_at = -PUBLISHERS_EVERY_S
         self._heard_ns: int | None = None  # system clock
         self._number: int | None = None
         self._counted: deque[tuple[float, int]] = deque()
-        self._newest: bytes = b""
 
     def poll(self) -> list[bytes]:
         """What has arrived since the last call, serialised, oldest first."""
@@ -67,6 +74,8 @@ class PolledTopic:
                 taken.append(bytes(data))
                 published += self._published(info)
                 self._heard_ns = int(info.get("received_timestamp") or 0) or time.time_ns()
+        if taken and self._stamped:
+            self._stamp_ns = stamp_of(taken[-1])
         if now - self._publishers_at >= PUBLISHERS_EVERY_S:
             self._publishers_at = now
             self.publishers = self._node.count_publishers(self.name)
@@ -86,10 +95,20 @@ class PolledTopic:
         """A message from its bytes."""
         return deserialize_message(data, self._type)
 
-    @property
-    def age_s(self) -> float | None:
-        """Seconds since the last message arrived; None: none has."""
-        return None if self._heard_ns is None else max(0.0, (time.time_ns() - self._heard_ns) * 1e-9)
+    def age_s(self, now_ns: int, simulated_time: bool) -> float | None:
+        """Seconds since what the newest message tells was so; None: none has arrived.
+
+        Args:
+            now_ns: by the ROS clock.
+            simulated_time: whether that clock is a simulator's, which real seconds since the arrival do not belong to.
+        """
+        if self._heard_ns is None:
+            return None
+        arrived_s = max(0.0, (time.time_ns() - self._heard_ns) * 1e-9)
+        if not self._stamp_ns:  # a driver that stamps nothing
+            return arrived_s
+        told_s = max(0.0, (now_ns - self._stamp_ns) * 1e-9)
+        return told_s if simulated_time else max(arrived_s, told_s)
 
     @property
     def rate_hz(self) -> float:

@@ -284,6 +284,9 @@ def test_simpler_widowx() -> None:
 class Gr1Env:
     SIZES: ClassVar = {"left_arm": 7, "right_arm": 7, "left_hand": 6, "right_hand": 6, "waist": 3}
 
+    def __init__(self) -> None:
+        self.unwrapped = SimpleNamespace(env=SimpleNamespace(rng=None))
+
     def reset(self, seed: int) -> tuple[dict, dict]:
         self.seed = seed
         return self._shown(), {"success": False, "grasp_distractor_obj": False}
@@ -311,6 +314,7 @@ def test_robocasa_gr1() -> None:
     simulator.topics = {group.name: group.command.topic for group in robot.actions}
     world = ExternalWorld(robot, simulator, 720)
     world.reset(5)
+    assert simulator.env.unwrapped.env.rng.random() == np.random.default_rng(5).random()
     assert simulator.env.seed == 5 and world.instruction == "pick up the cup and close the drawer"
     np.testing.assert_allclose(world.state(), np.full(29, 0.1), rtol=1e-6)
     world.step(world.command())

@@ -10,24 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_vla_core.embodiment import load_embodiment, shipped_embodiments
-from qwen_vla_core.embodiment.spec import ActionGroup, Embodiment
+from qwen_vla_core.embodiment.commanded import commanded_robot
+from qwen_vla_core.embodiment.spec import ActionGroup, Embodiment, Limits
 from qwen_vla_core.interfaces import ActionChunk
 from qwen_vla_core.runtime.controller import ControlLoop
 
 MS = 1_000_000
-ROBOTS = {name: load_embodiment(name) for name in shipped_embodiments()}
+ROBOTS = {name: load_embodiment(name) for name in shipped_embodiments(runnable=True)}
 GARBAGE = np.array([np.nan, np.inf, -np.inf, 1e308, -1e308, 1e-308, 1e12])
 
 
 def jerky(robot: Embodiment) -> Embodiment:
     """The robot with a jerk limit on every channel, tight enough to matter."""
-    groups = tuple(
-        dataclasses.replace(
-            g, limits=dataclasses.replace(g.limits, jerk=tuple(10 * value for value in g.limits.acceleration))
-        )
-        for g in robot.actions
-    )
-    return dataclasses.replace(robot, actions=groups)
+
+    def tight(limits: Limits) -> Limits:
+        return dataclasses.replace(limits, jerk=tuple(10 * value for value in limits.acceleration))
+
+    groups = []
+    for g in robot.actions:
+        ik = g.command.ik and dataclasses.replace(g.command.ik, limits=tight(g.command.ik.limits))
+        command = dataclasses.replace(g.command, ik=ik)
+        groups.append(dataclasses.replace(g, limits=tight(g.limits), command=command))
+    return dataclasses.replace(robot, actions=tuple(groups))
 
 
 def told_poses(robot: Embodiment) -> Embodiment:
@@ -45,7 +49,7 @@ CASES["mobile_base, told poses, jerk everywhere"] = jerky(CASES["mobile_base, to
 def start_pose(robot: Embodiment) -> dict[str, float]:
     """A measured state to begin with: the start pose, or the middle of the limits; zero for what has none."""
     pose = dict.fromkeys(robot.state_channels, 0.0)
-    for group in robot.actions:
+    for group in commanded_robot(robot).actions:
         start = group.start or [0.5 * (a + b) for a, b in zip(group.limits.lower, group.limits.upper, strict=True)]
         pose |= {c: float(x) for c, x in zip(group.channels, start, strict=True) if c in pose}
     return pose
@@ -91,7 +95,7 @@ class Check:
         self.published = ~np.array([group.tracked() for group in loop.embodiment.actions for _ in group.channels])
         self.last, self.rate, self.acceleration = command, np.zeros_like(command), np.zeros_like(command)
         fence = loop.limiter.fence
-        boxes = [box for box in loop.embodiment.safety.workspace if box.kinematics is not None]
+        boxes = [box for box in loop.commanded.safety.workspace if box.kinematics is not None]
         if fence is not None:
             here = fence.points(command)
             self.low = np.minimum([box.lower for box in boxes], here)
@@ -148,6 +152,7 @@ def play(robot: Embodiment, seed: int, moments: list) -> int:
     """Runs a control loop through everything; returns how many commands were checked."""
     rng, loop, t = np.random.default_rng(seed), ControlLoop(robot), 1_000_000 * MS
     pose, spoil, check, checked = start_pose(robot), "", None, 0
+    commanded = loop.commanded
     loop.start(t)
     last_tick = t
     twists = {group.name: TwistCheck(group, robot) for group in robot.actions if group.tracked()}
@@ -176,8 +181,8 @@ def play(robot: Embodiment, seed: int, moments: list) -> int:
                 check = None
                 continue
             command = loop.limiter.position_c.copy()
-            for group in robot.actions:  # what is published is what was limited
-                columns = [robot.channels.index(name) for name in group.channels]
+            for group in commanded.actions:  # what is published is what was limited
+                columns = [commanded.channels.index(name) for name in group.channels]
                 told = output.commands[group.name].values
                 if group.name in twists:
                     twists[group.name].step(told, dt)
@@ -188,7 +193,7 @@ def play(robot: Embodiment, seed: int, moments: list) -> int:
             else:
                 check.step(command, dt)
                 checked += 1
-            pose |= {c: float(x) for c, x in zip(robot.channels, command, strict=True) if c in pose}
+            pose |= {c: float(x) for c, x in zip(commanded.channels, command, strict=True) if c in pose}
     return checked
 
 

@@ -279,7 +279,7 @@ def _protocol(source: str, preprocessing: tuple[str, ...], deviations: tuple[str
     return PublishedProtocol(
         source=source,
         tag="X",
-        trials_per_task=0,  # all of the file
+        trials_per_task=0,
         horizon_steps={"*": MAX_STEPS},
         control_hz=2.0,
         seeds="the episodes of val_unseen, numbered in the order of the file",

@@ -11,6 +11,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from qwen_vla_core.errors import UserError
 from qwen_vla_core.sim.grounding_navigation import intention, questions
 from qwen_vla_core.sim.navigation_state import NavigationState, PlaceState
 from qwen_vla_core.sim.navigation_tasks import TASKS, NavigationTask, parse_instruction, phrase, reworded
@@ -248,6 +249,11 @@ class RoomsWorld:
     def success(self) -> bool:
         """Whether the base has stopped within 1 m of the goal after passing what was named. The first stop decides."""
         return self._success
+
+    def command_by(self, channels: Sequence[str]) -> None:
+        """As ``TabletopWorld.command_by``: this world takes poses."""
+        if tuple(channels) != self.channels:
+            raise UserError(f"simulation.world: is commanded by {', '.join(self.channels)}, not {', '.join(channels)}")
 
     def ended(self) -> bool:
         """Whether the base has stopped, wherever."""

@@ -163,10 +163,8 @@ export class Chunks {
     }
     line(paint, colour.measured, 2, measured.t.map((t, i) => [x(t), y(measured.values[i])]));
     paint.restore();
-    paint.fillStyle = colour.muted;
-    paint.textAlign = "left";
-    paint.fillText(`${about.name}  ${(middle + half).toFixed(2)} ${about.unit}`, 4, top + 10);
-    paint.fillText(`${(middle - half).toFixed(2)} ${about.unit}`, 4, top + CURVE - 3);
+    caption(paint, colour, `${about.name}  ${(middle + half).toFixed(2)} ${about.unit}`, 4, top + 10);
+    caption(paint, colour, `${(middle - half).toFixed(2)} ${about.unit}`, 4, top + CURVE - 3);
   }
 }
 
@@ -175,7 +173,7 @@ function colours(element) {
   const read = (name) => style.getPropertyValue(`--${name}`).trim();
   return {
     text: read("text"), muted: read("muted"), grid: read("grid"), fresh: read("accent"), old: read("old"), used: read("used"),
-    plan: read("plan"), measured: read("measured"), danger: read("danger"),
+    card: read("card"), plan: read("plan"), measured: read("measured"), danger: read("danger"),
   };
 }
 
@@ -187,6 +185,15 @@ function line(paint, colour, width, points) {
   paint.beginPath();
   points.forEach(([x, y], index) => (index ? paint.lineTo(x, y) : paint.moveTo(x, y)));
   paint.stroke();
+}
+
+/** Text that can be read over lines. */
+function caption(paint, colour, text, x, y) {
+  paint.textAlign = "left";
+  paint.fillStyle = colour.card;
+  paint.fillRect(x - 2, y - 10, paint.measureText(text).width + 4, 13);
+  paint.fillStyle = colour.muted;
+  paint.fillText(text, x, y);
 }
 
 function dot(paint, colour, x, y, radius) {
