@@ -104,7 +104,9 @@ def measure(seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         spec = next(s for s in build_graph(run_dir=str(run_dir)) if s.name == "recorder_node")
-        recorder = subprocess.Popen(command_line(spec), env=process_environment(spec), stdout=subprocess.DEVNULL)
+        recorder = subprocess.Popen(  # a session of its own, as `qwen-vla up` gives every node
+            command_line(spec), env=process_environment(spec), stdout=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             watched = psutil.Process(recorder.pid)
             drivers = subprocess.Popen(
@@ -112,6 +114,7 @@ def measure(seconds: float) -> dict[str, Any]:
                 env={**os.environ, **node_environment()},
                 stdout=subprocess.PIPE,
                 text=True,
+                start_new_session=True,
             )
             assert drivers.stdout is not None
             drivers.stdout.readline()  # "begin": the recorder's own start-up is over

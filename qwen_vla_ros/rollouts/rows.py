@@ -24,7 +24,7 @@ from qwen_vla_ros.messages import (
     state_from_odometry,
     state_from_pose,
 )
-from qwen_vla_ros.node_utils import HUMAN_TOPIC, INSTRUCTION_TOPIC, PLAYING_TOPIC
+from qwen_vla_ros.node_utils import CONSUMED_TOPIC, HUMAN_TOPIC, INSTRUCTION_TOPIC, PLAYING_TOPIC
 from qwen_vla_ros.rollouts.episode import Episode
 from qwen_vla_ros.rollouts.feed import header_stamp_ns
 
@@ -140,6 +140,8 @@ def rows_of(episode: Episode, keep: Keep = "all", shortest: int = 5) -> Rows:
         stop = start + len(group.channels)
         if group.tracked(bool(episode.about.get("simulated"))):
             values, silent = _reached(group, robot.state_channels, readings, due)
+        elif group.command.ik is not None or group.command.integrate is not None:
+            values, silent = _executed(episode, group, due)
         else:
             values, silent = _commanded(episode, group, stamps, due)
         leave_out(silent, f"nothing commanded {group.name}")
@@ -266,6 +268,29 @@ def _commanded(
         mean = (total[last + 1] - total[np.minimum(first, last + 1)]) / np.maximum(span, 1)[:, None]
         result = np.where((span > 0)[:, None], mean, result)
     return result, silent
+
+
+def _executed(episode: Episode, group: ActionGroup, due: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(T, c_g) the policy's actions as they fell due, and (T,) bool, where none did.
+
+    For groups whose commands are not their channels any more: displacements that were added up, hand poses that became
+    joints. The controller tells what it executes of the plan; what a person commanded to such a group is not known.
+
+    Raises:
+        UserError: it told nothing.
+    """
+    times, values = [], []
+    for arrived_ns, message in episode.told(CONSUMED_TOPIC):
+        names = list(message.joint_names)
+        if len(message.points) and set(group.channels) <= set(names):
+            row = message.points[-1].positions
+            times.append(arrived_ns)
+            values.append([float(row[names.index(channel)]) for channel in group.channels])
+    if not times:
+        raise UserError(f"{episode.rollout.name}: nothing on {CONSUMED_TOPIC} says what {group.name} executed")
+    series = Series(times, values)
+    index = series.nearest(due)
+    return series.values[index], np.abs(series.times[index] - due) > 0.75 * episode.robot.period_s * 1e9
 
 
 def _reached(

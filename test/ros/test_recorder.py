@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from graph_support import Graph, Watcher
 from sensor_msgs.msg import JointState
-from std_msgs.msg import String
+from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
 from qwen_vla_core.errors import UserError
@@ -22,6 +22,7 @@ from qwen_vla_ros.bringup import build_graph
 from qwen_vla_ros.node_utils import (
     COMMAND_QOS,
     EPISODE_TOPIC,
+    HUMAN_TOPIC,
     INSTRUCTION_TOPIC,
     LATCHED_QOS,
     NOTE_TOPIC,
@@ -75,7 +76,8 @@ def test_instructions_begin_and_verdicts_end_episodes_and_may_be_said_afterwards
 
     note = watcher.node.create_publisher(String, NOTE_TOPIC, RELIABLE_QOS)
     outcomes = watcher.node.create_publisher(String, OUTCOME_TOPIC, RELIABLE_QOS)
-    for publisher in (note, outcomes):
+    human = watcher.node.create_publisher(Bool, HUMAN_TOPIC, LATCHED_QOS)
+    for publisher in (note, outcomes, human):
         watcher.wait_for(lambda publisher=publisher: publisher.get_subscription_count() > 0, 30, "the recorder")
 
     def record(text: str) -> None:
@@ -96,6 +98,7 @@ def test_instructions_begin_and_verdicts_end_episodes_and_may_be_said_afterwards
         record(INSTRUCTION)
         assert watcher.call(Trigger, f"qwen_vla/episode_{outcome}", Trigger.Request()).success
         waiting()
+    human.publish(Bool(data=True))  # heard by two subscriptions
     record(INSTRUCTION)
     note.publish(String(data="slipped once"))
     outcomes.publish(String(data="no verdict"))
@@ -119,7 +122,10 @@ def test_instructions_begin_and_verdicts_end_episodes_and_may_be_said_afterwards
     ]
     assert [r.instruction for r in found] == [INSTRUCTION] * 3 + ["open the drawer", INSTRUCTION]
     assert all(r.seconds is not None and r.seconds > 0 for r in found)
+    with BagFile(found[2].folder) as bag:
+        assert bag.topics["/qwen_vla/human_control"].count == 1
     with BagFile(found[-1].folder) as bag:
+        assert bag.topics["/qwen_vla/human_control"].count == 1  # still true when it began
         counts = {name: topic.count for name, topic in bag.topics.items()}
         told = [bag.decode(t, data).data for t, _, data in bag.messages(["/qwen_vla/instruction"])]
         assert told == [INSTRUCTION]  # not the one before it

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rclpy.serialization import serialize_message
 from std_msgs.msg import Bool, String
+from trajectory_msgs.msg import JointTrajectory
 
 from qwen_vla_core.cli import main
 from qwen_vla_core.data.lerobot import LeRobotDataset
@@ -19,11 +20,14 @@ from qwen_vla_core.data.mixture import Mixture
 from qwen_vla_core.data.mixture_recipe import load_mixture
 from qwen_vla_core.data.sample_maker import SampleOptions
 from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.embodiment.spec import ActionGroup
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.interfaces import ActionChunk
 from qwen_vla_core.rollouts.index import Rollout, find_rollouts, read_rollout
 from qwen_vla_ros.bag import EpisodeBag
 from qwen_vla_ros.commands import adapter_for, command_kind
 from qwen_vla_ros.messages import (
+    chunk_to_message,
     groups_by_topic,
     image_message_type,
     numpy_to_image,
@@ -31,7 +35,7 @@ from qwen_vla_ros.messages import (
     state_message_type,
     state_to_message,
 )
-from qwen_vla_ros.node_utils import HUMAN_TOPIC, INSTRUCTION_TOPIC, PLAYING_TOPIC, ns_to_stamp
+from qwen_vla_ros.node_utils import CONSUMED_TOPIC, HUMAN_TOPIC, INSTRUCTION_TOPIC, PLAYING_TOPIC, ns_to_stamp
 from qwen_vla_ros.rollouts.episode import Episode
 from qwen_vla_ros.rollouts.lerobot import export
 from qwen_vla_ros.rollouts.rows import rows_of
@@ -87,7 +91,7 @@ class Scene:
             first = 0
             for group in self.robot.actions:
                 columns = range(first, first := first + len(group.channels))
-                if not self.silent(group.name, seconds):
+                if not self.silent(group.name, seconds) and not _solved(group):
                     values_c = np.array([0.05 + self.value(column, seconds) for column in columns])
                     adapter = adapter_for(command_kind(group, True))
                     told = group.command.map.to_message(values_c)
@@ -97,6 +101,11 @@ class Scene:
                     found.append((seconds, group.command.topic, message))
         found += [(seconds, f"/{NAMESPACE}/{INSTRUCTION_TOPIC}", String(data=text)) for seconds, text in self.told]
         found += [(seconds, f"/{NAMESPACE}/{HUMAN_TOPIC}", Bool(data=on)) for seconds, on in self.human]
+        for index in range(int(SECONDS / self.robot.period_s) if any(map(_solved, self.robot.actions)) else 0):
+            seconds = index * self.robot.period_s
+            row = np.array([0.05 + self.value(column, seconds) for column in range(len(self.robot.channels))])
+            chunk = ActionChunk(np.tile(row, (2, 1)), self.robot.channels, BEGIN_NS, self.robot.period_s)
+            found.append((seconds, f"/{NAMESPACE}/{CONSUMED_TOPIC}", chunk_to_message(chunk)))
         for seconds, text in self.played:
             event = String(data=json.dumps({"playing": bool(text), "instruction": text}))
             found.append((seconds, f"/{NAMESPACE}/{PLAYING_TOPIC}", event))
@@ -110,12 +119,18 @@ class Scene:
             types[group.command.topic] = adapter_for(command_kind(group, True)).message_type
         types |= {f"/{NAMESPACE}/{name}": String for name in (INSTRUCTION_TOPIC, PLAYING_TOPIC)}
         types[f"/{NAMESPACE}/{HUMAN_TOPIC}"] = Bool
+        types[f"/{NAMESPACE}/{CONSUMED_TOPIC}"] = JointTrajectory
         known = {"embodiment": self.robot.name, "embodiment_yaml": self.robot.source_text, "simulated": True}
         known |= {"instruction": self.told[0][1] if self.told else "", "namespace": f"/{NAMESPACE}"}
         bag = EpisodeBag(folder, types, {**known, "started_ns": BEGIN_NS, "seed": 3, **about})
         for seconds, topic, message in self.messages():
             bag.write(topic, BEGIN_NS + LATE_NS + round(seconds * 1e9), serialize_message(message))
         return read_rollout(bag.close({"outcome": "partial", "reason": "slipped", "note": "slowly"}))
+
+
+def _solved(group: ActionGroup) -> bool:
+    """Whether its commands are not its channels: joints that a hand's pose became, sums of displacements."""
+    return group.command.ik is not None or group.command.integrate is not None
 
 
 @pytest.fixture
@@ -245,6 +260,20 @@ def test_waypoints_that_become_twists_are_where_the_base_got_to(tmp_path: Path) 
         measured = base.state_channels.index(name)
         # Nothing was measured after the last step's own moment but the reading just before it.
         np.testing.assert_allclose(segment.action[:-1, channel], [at(measured, s) for s in due_s[:-1]], atol=1e-6)
+
+
+def test_hand_poses_that_become_joints_are_what_the_controller_executed(tmp_path: Path) -> None:
+    robot = load_embodiment("widowx_joints")
+    solved = [
+        column for group in robot.actions if _solved(group) for column in map(robot.channels.index, group.channels)
+    ]
+    assert solved
+    with Episode(Scene(robot).record(tmp_path / "run" / "episode_000")) as episode:
+        segment = rows_of(episode).segments[0]
+    due_s = (segment.stamps_ns - BEGIN_NS) * 1e-9 + robot.period_s
+    for column in solved:
+        wanted = [0.05 + at(column, s) for s in due_s[:-1]]
+        np.testing.assert_allclose(segment.action[:-1, column], wanted, atol=1e-6)
 
 
 def test_an_action_belongs_to_the_instruction_that_is_played(scene: Scene, tmp_path: Path) -> None:

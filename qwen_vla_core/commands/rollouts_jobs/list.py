@@ -6,26 +6,30 @@ import argparse
 import json
 from collections import Counter
 
-from qwen_vla_core.commands.rollouts_jobs.common import add_filters, megabytes, table
+from qwen_vla_core.commands.rollouts_jobs.common import add_filters, add_root, megabytes, table
 from qwen_vla_core.commands.rollouts_jobs.common import filtered as keep
 from qwen_vla_core.rollouts.index import Rollout, find_rollouts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the job's arguments."""
-    parser.add_argument("root", nargs="?", default="rollouts", metavar="DIR", help="folder of runs, or one run")
+    parser.add_argument(
+        "root", nargs="?", metavar="DIR", help="folder of runs, or one run (default: that of --rollouts)"
+    )
+    add_root(parser)
     add_filters(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table; 0 also when it is empty."""
-    found = keep(find_rollouts(args.root), args)
+    root = args.root or args.rollouts
+    found = keep(find_rollouts(root), args)
     if args.json:
         print(json.dumps([rollout.to_json() for rollout in found], indent=2, ensure_ascii=False))
         return 0
     if not found:
-        print(f"no rollouts below {args.root}")
+        print(f"no rollouts below {root}")
         return 0
     head = ("rollout", "outcome", "seconds", "size", "lost", "seed", "checkpoint", "instruction", "why")
     print(table([head, *map(_row, found)], right=frozenset({2, 3, 4, 5})))
