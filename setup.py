@@ -30,7 +30,7 @@ setup(
     maintainer_email="qwen-vla-ros@users.noreply.github.com",
     packages=find_packages(include=["qwen_vla_core", "qwen_vla_core.*", "qwen_vla_ros", "qwen_vla_ros.*"]),
     package_data={
-        "qwen_vla_core": ["py.typed", "sim/worlds/*.xml", "evaluation/pages/*.html"],
+        "qwen_vla_core": ["py.typed", "sim/worlds/*.xml", "evaluation/*.yaml", "evaluation/pages/*.html"],
         "qwen_vla_ros": ["py.typed", "dashboard/static/*"],
     },
     data_files=[
@@ -38,6 +38,7 @@ setup(
         (SHARE, ["package.xml"]),
         (f"{SHARE}/launch", files("launch/*.launch.py")),
         (f"{SHARE}/embodiments", files("embodiments/*.yaml", "embodiments/*.json", "embodiments/*.urdf")),
+        *tree("embodiments/suites"),
         *tree("config"),
         *tree("checkpoints"),
         (f"{SHARE}/training", files("training/*.py", "training/*.sh")),

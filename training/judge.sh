@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every success rate that is said of a generalist, one JSON each, with every episode in it.
+# Every success rate that is said of a generalist, one file each, with every episode in it.
 #   training/judge.sh CHECKPOINT OUT [EPISODES]      (100 unseen seeds from 100,000; WORKERS: processes, default: cores)
-# What is there already is not run again.
+# What is there already is not run again; an interrupted result goes on after its last episode.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 checkpoint=${1:?name a checkpoint} out=${2:?name a folder for the results} episodes=${3:-100}
@@ -9,8 +9,8 @@ workers=${WORKERS:-$(nproc)}
 mkdir -p "$out"
 
 judge() { # name of the result, embodiment, task, episodes, further flags
-  [ -e "$out/$1.json" ] || .venv/bin/qwen-vla eval --checkpoint "$checkpoint" --embodiment "$2" --task "$3" \
-    --episodes "$4" --workers "$workers" --output "$out/$1.json" "${@:5}"
+  [ -e "$out/$1.json" ] || .venv/bin/qwen-vla eval run --checkpoint "$checkpoint" --embodiment "$2" --task "$3" \
+    --episodes "$4" --workers "$workers" --output "$out/$1.jsonl" --resume "${@:5}"
 }
 
 judge aloha_pick aloha pick "$episodes" --language

@@ -16,16 +16,20 @@ from qwen_vla_core.embodiment.yamlpos import compose, line_of, read_text
 from qwen_vla_core.resources import resource_dir
 
 SUFFIXES = (".yaml", ".yml")
+SUITES = "suites"  # folder of the robots that live in benchmarks' simulators: they have no drivers and no ROS graph
 PLACEHOLDER = "TODO"  # what a draft writes where a person must know better
 
 
-def shipped_embodiments() -> tuple[str, ...]:
-    """Names that ``load_embodiment`` accepts without a path."""
-    return tuple(sorted(path.stem for path in resource_dir("embodiments").glob("*.yaml")))
+def shipped_embodiments(runnable: bool = False) -> tuple[str, ...]:
+    """Names that ``load_embodiment`` accepts without a path; ``runnable``: without those for training only."""
+    names = tuple(sorted(path.stem for path in resource_dir("embodiments").glob("*.yaml")))
+    return tuple(name for name in names if not load_embodiment(name).training_only) if runnable else names
 
 
 def resolve_embodiment(name_or_path: str | Path) -> Path:
     """Path of an embodiment file; a bare word is a shipped name, anything with a slash or suffix a path.
+
+    The robots of benchmarks' simulators (``suites/<name>``) are shipped too, and may be named without the folder.
 
     Raises:
         EmbodimentError: neither exists; the shipped names are listed.
@@ -37,6 +41,10 @@ def resolve_embodiment(name_or_path: str | Path) -> Path:
         return resource_dir("embodiments") / f"{path.name}.yaml"
     if path.is_file():
         return path
+    if bare or (path.parts[:1] == (SUITES,) and len(path.parts) == 2):
+        of_suite = resource_dir("embodiments") / SUITES / f"{path.stem}.yaml"
+        if of_suite.is_file():
+            return of_suite
     problem = "is a directory, not a file" if path.is_dir() else "no such embodiment file"
     fix = did_you_mean(path.stem, shipped) if bare else "check the path"
     raise EmbodimentError(str(name_or_path), 0, "", problem, f"{fix} (shipped names: {', '.join(shipped)})")
@@ -53,6 +61,20 @@ def load_embodiment(name_or_path: str | Path) -> Embodiment:
     """
     path = resolve_embodiment(name_or_path)
     return parse_embodiment(read_text(path, str(path)), source=str(path))
+
+
+def load_robot(name_or_path: str | Path) -> Embodiment:
+    """``load_embodiment`` for whatever is to run: nodes, launch files, dry runs.
+
+    Raises:
+        EmbodimentError: see ``parse_embodiment``; also for an embodiment that is for training only.
+    """
+    robot = load_embodiment(name_or_path)
+    if robot.training_only:
+        runnable = ", ".join(shipped_embodiments(runnable=True))
+        problem = f"'{robot.name}' is for training only: it has no topics, limits or commands, so nothing can run it"
+        raise mistake(robot, "training_only", problem, f"name a robot ({runnable}, or your YAML)")
+    return robot
 
 
 def parse_embodiment(text: str, source: str = "<string>") -> Embodiment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +33,10 @@ class JudgedWorld(World, Protocol):
 
     def command(self) -> np.ndarray:
         """(c,) the last action, after ``reset`` the start pose."""
+        ...
+
+    def command_by(self, channels: Sequence[str]) -> None:
+        """Says which channels the steps to come are commanded in; before ``reset``."""
         ...
 
     def ended(self) -> bool:
@@ -69,8 +73,16 @@ class EpisodeResult:
         return dict(vars(self))
 
 
-def observe(world: JudgedWorld, size: tuple[int, int] = RENDER_SIZE) -> Observation:
-    """Renders every view and reads the state of ``world`` now."""
+def observe(world: JudgedWorld, size: tuple[int, int] | None = None) -> Observation:
+    """Renders every view and reads the state of ``world`` now.
+
+    Args:
+        world: in the middle of an episode.
+        size: width and height of the pictures; None: the world's ``render_size``, where a benchmark says which, or
+            ``RENDER_SIZE``.
+    """
+    if size is None:
+        size = getattr(world, "render_size", RENDER_SIZE)
     width, height = size
     return Observation(
         images={view: world.render(view, width, height) for view in world.views},

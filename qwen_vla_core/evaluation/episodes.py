@@ -77,13 +77,8 @@ class Evaluator:
     """One policy (or the scripted expert) and the world it was last used in, reused over trials."""
 
     def __init__(self, settings: Settings) -> None:
-        import torch
-
         from qwen_vla_core.embodiment import load_embodiment
-        from qwen_vla_core.model.checkpoint import load_checkpoint, resolve_checkpoint
-        from qwen_vla_core.model.device import choose_device
 
-        torch.set_num_threads(1)
         self.settings = settings
         self.suite = suite_of(settings)
         self.world: Any = None
@@ -92,6 +87,12 @@ class Evaluator:
             self.policy: Any = None
             self.robot = load_embodiment(self.suite.embodiment)
             return
+        import torch
+
+        from qwen_vla_core.model.checkpoint import load_checkpoint, resolve_checkpoint
+        from qwen_vla_core.model.device import choose_device
+
+        torch.set_num_threads(1)
         device, dtype = choose_device(settings.device)
         self.policy = load_checkpoint(resolve_checkpoint(settings.checkpoint), device, dtype)
         self.generator = torch.Generator(device)

@@ -83,7 +83,7 @@ def is_result(path: Path) -> bool:
         return False
     with path.open(encoding="utf-8", errors="replace") as file:
         start = file.read(400)
-    return FORMAT in start or ('"settings"' in start and '"embodiment"' in start)
+    return FORMAT in start or (start.lstrip().startswith("{") and '"settings"' in start[:40])
 
 
 def read_result(path: str | Path) -> Result:
@@ -197,9 +197,9 @@ def _difference(key: str, stored: Any, now: Any) -> str:
 
 def weights_of(checkpoint: str | Path) -> str:
     """The identity of a checkpoint's weights, so that a result says what it is a result of."""
-    from qwen_vla_core.model.checkpoint import read_config
+    from qwen_vla_core.model.checkpoint import read_config, resolve_checkpoint
 
-    return str(read_config(Path(checkpoint))["weights_id"])
+    return str(read_config(resolve_checkpoint(checkpoint))["weights_id"])
 
 
 def find_results(path: Path) -> Sequence[Path]:

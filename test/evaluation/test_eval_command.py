@@ -1,4 +1,4 @@
-"""``qwen-vla eval``: rates that add up, and mistakes named before anything runs."""
+"""``qwen-vla eval run``: rates that add up, and mistakes named before anything runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qwen_vla_core.cli import main
-from qwen_vla_core.commands.eval import print_report, summarise
+from qwen_vla_core.evaluation.report import print_report, summarise
 
 
 def row(target: str, chosen: str | None, seconds: float = 2.0, other: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -78,6 +78,16 @@ def test_the_report_names_every_rate_with_its_interval(capsys: pytest.CaptureFix
         (["--checkpoint", "no-such-checkpoint"], "no-such-checkpoint"),
         (["--checkpoint", "no-such-checkpoint", "--workers", "2"], "no-such-checkpoint"),
         (["--checkpoint", "."], "config.json is missing"),
+        (["--suite", "juggling"], "--suite juggling: use one of aloha, widowx"),
+        (["--suite", "aloha", "--embodiment", "widowx"], "--suite aloha says which robot it needs"),
+        (["--suite", "aloha", "--axis", "weather"], "--axis weather: this suite has in_distribution, colour"),
+        (["--suite", "aloha", "--task", "place"], "--task place: use one of pick, transfer"),
+        (["--axis", "colour"], "name a --suite"),
+        (["--output", "result.json"], "must end in .jsonl"),
+        (["--resume"], "--resume: name the --output"),
+        (["--until-interval-below", "1.5"], "give a width between 0 and 1"),
+        (["--ros", "--workers", "2"], "--ros: runs the graph as it is"),
+        (["--rollouts", "here"], "add --ros"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_flag(
@@ -88,7 +98,7 @@ def test_mistakes_are_one_line_that_names_the_flag(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["eval", *arguments]) == 2
+    assert main(["eval", "run", *arguments]) == 2
     captured = capsys.readouterr()
     error = captured.err.strip()
     assert named in error and "\n" not in error and captured.out == ""
@@ -96,8 +106,13 @@ def test_mistakes_are_one_line_that_names_the_flag(
 
 
 def test_a_word_that_is_no_task_is_refused_with_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", "--task", "juggle"]) == 2
+    assert main(["eval", "run", "--task", "juggle"]) == 2
     assert "--task juggle: use one of pick, transfer, all" in capsys.readouterr().err
+
+
+def test_only_metrics_that_every_episode_has_are_averaged() -> None:
+    rows = [{**row("red", "red"), "metrics": {"spl": 1.0, "bumps": 2.0}}, {**row("red", None), "metrics": {"spl": 0.0}}]
+    assert summarise(rows, {})["metrics"] == {"spl": 0.5}
 
 
 def test_metrics_of_a_world_are_averaged_over_all_episodes(capsys: pytest.CaptureFixture[str]) -> None:

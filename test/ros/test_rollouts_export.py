@@ -31,7 +31,7 @@ from qwen_vla_ros.messages import (
     state_message_type,
     state_to_message,
 )
-from qwen_vla_ros.node_utils import HUMAN_TOPIC, INSTRUCTION_TOPIC, ns_to_stamp
+from qwen_vla_ros.node_utils import HUMAN_TOPIC, INSTRUCTION_TOPIC, PLAYING_TOPIC, ns_to_stamp
 from qwen_vla_ros.rollouts.episode import Episode
 from qwen_vla_ros.rollouts.lerobot import export
 from qwen_vla_ros.rollouts.rows import rows_of
@@ -57,6 +57,7 @@ class Scene:
         self.camera_hz, self.stamped = robot.control.frequency_hz, True
         self.told: list[tuple[float, str]] = [(0.0, "pick it up"), (2.0, "put it down")]
         self.human: list[tuple[float, bool]] = []
+        self.played: list[tuple[float, str]] = []
         self.blind: Callable[[str, float], bool] = lambda view, seconds: False
         self.silent: Callable[[str, float], bool] = lambda group, seconds: False
         self.value: Callable[[int, float], float] = at
@@ -90,10 +91,15 @@ class Scene:
                     values_c = np.array([0.05 + self.value(column, seconds) for column in columns])
                     adapter = adapter_for(command_kind(group, True))
                     told = group.command.map.to_message(values_c)
-                    message = adapter.encode(group, told, np.zeros(len(columns)), stamp, 0.02)
+                    if group.tracked(True):  # a twist of two values
+                        told = told[:2]
+                    message = adapter.encode(group, told, np.zeros(len(told)), stamp, 0.02)
                     found.append((seconds, group.command.topic, message))
         found += [(seconds, f"/{NAMESPACE}/{INSTRUCTION_TOPIC}", String(data=text)) for seconds, text in self.told]
         found += [(seconds, f"/{NAMESPACE}/{HUMAN_TOPIC}", Bool(data=on)) for seconds, on in self.human]
+        for seconds, text in self.played:
+            event = String(data=json.dumps({"playing": bool(text), "instruction": text}))
+            found.append((seconds, f"/{NAMESPACE}/{PLAYING_TOPIC}", event))
         return sorted(found, key=lambda message: message[0])
 
     def record(self, folder: Path, **about: object) -> Rollout:
@@ -102,7 +108,8 @@ class Scene:
         types |= {t: state_message_type(groups) for t, groups in groups_by_topic(self.robot.state).items()}
         for group in self.robot.actions:
             types[group.command.topic] = adapter_for(command_kind(group, True)).message_type
-        types |= {f"/{NAMESPACE}/{INSTRUCTION_TOPIC}": String, f"/{NAMESPACE}/{HUMAN_TOPIC}": Bool}
+        types |= {f"/{NAMESPACE}/{name}": String for name in (INSTRUCTION_TOPIC, PLAYING_TOPIC)}
+        types[f"/{NAMESPACE}/{HUMAN_TOPIC}"] = Bool
         known = {"embodiment": self.robot.name, "embodiment_yaml": self.robot.source_text, "simulated": True}
         known |= {"instruction": self.told[0][1] if self.told else "", "namespace": f"/{NAMESPACE}"}
         bag = EpisodeBag(folder, types, {**known, "started_ns": BEGIN_NS, "seed": 3, **about})
@@ -225,6 +232,29 @@ def test_displacements_are_the_mean_of_what_was_commanded(tmp_path: Path) -> Non
         (segment,) = rows_of(episode).segments
     np.testing.assert_allclose(segment.action[1:-1, :6].mean(), 0.10, atol=0.02)
     assert np.ptp(segment.action[1:-1, 0]) < 0.21
+
+
+def test_waypoints_that_become_twists_are_where_the_base_got_to(tmp_path: Path) -> None:
+    base = load_embodiment("mobile_base")
+    scene = Scene(base)
+    scene.camera_hz = 10.0
+    with Episode(scene.record(tmp_path / "run" / "episode_000")) as episode:
+        (segment,) = rows_of(episode, shortest=3).segments
+    due_s = (segment.stamps_ns - BEGIN_NS) * 1e-9 + base.period_s
+    for channel, name in enumerate(base.channels):
+        measured = base.state_channels.index(name)
+        # Nothing was measured after the last step's own moment but the reading just before it.
+        np.testing.assert_allclose(segment.action[:-1, channel], [at(measured, s) for s in due_s[:-1]], atol=1e-6)
+
+
+def test_an_action_belongs_to_the_instruction_that_is_played(scene: Scene, tmp_path: Path) -> None:
+    """The plan of the first is played on for 0.5 s after the second was given."""
+    scene.played = [(0.0, "pick it up"), (2.5, "put it down")]
+    with Episode(scene.record(tmp_path / "run" / "episode_000")) as episode:
+        rows = rows_of(episode)
+    (segment,) = rows.segments
+    due_s = (segment.stamps_ns - BEGIN_NS) * 1e-9 + 0.1
+    np.testing.assert_array_equal(segment.task, due_s > 2.5 + LATE_NS * 1e-9)
 
 
 @pytest.mark.parametrize(

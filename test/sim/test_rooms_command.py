@@ -76,9 +76,13 @@ def test_an_untrained_policy_is_measured(tmp_path: Path, capsys: pytest.CaptureF
     )
     save_checkpoint(build_tiny([robot], {robot.name: stats}, seed=0), tmp_path / "untrained")
     options = ["--checkpoint", str(tmp_path / "untrained"), "--episodes", "2", "--timeout", "3", "--task", "all"]
-    assert main(["eval", "--embodiment", "mobile_base", *options, "--language", "--json"]) == 0
+    assert main(["eval", "run", "--embodiment", "mobile_base", *options, "--language", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["success"]["trials"] == 2 and set(report["metrics"]) == MEASURES
+    assert report["success"]["trials"] == 2 and set(report["metrics"]) == MEASURES | {
+        "progress",
+        "jerk_mean",
+        "jerk_max",
+    }
     assert 0.0 <= report["metrics"]["spl"] <= 1.0
     for row in report["episodes"]:
         assert row["other"]["target"] != row["target"] and row["other"]["instruction"] != row["instruction"]

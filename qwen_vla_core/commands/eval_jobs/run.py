@@ -128,15 +128,13 @@ class _Nothing:
 
 
 def _header(args: argparse.Namespace, settings: Settings, suite: Suite) -> dict[str, Any]:
-    from qwen_vla_core.model.checkpoint import resolve_checkpoint
-
     return {
         "suite": suite.name,
         "title": suite.title,
         "settings": dataclasses.asdict(settings),
         "seed": args.seed,
         "episodes": args.episodes,
-        "weights": None if args.expert else weights_of(resolve_checkpoint(args.checkpoint)),
+        "weights": None if args.expert else weights_of(args.checkpoint),
         "until_interval_below": args.until_interval_below,
         "ros": args.ros,
         "axes": dict(suite.axes),
@@ -227,14 +225,14 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _check_robot(args: argparse.Namespace, suite: Suite) -> None:
     """That the checkpoint drives what the suite needs."""
-    from qwen_vla_core.embodiment import load_embodiment
-    from qwen_vla_core.model.checkpoint import read_config, resolve_checkpoint
-
-    name = suite.embodiment if args.suite else load_embodiment(suite.embodiment).name
     if args.expert:
         if not hasattr(suite, "make_expert"):
             raise UserError(f"--expert: suite {suite.name} has none")
         return
+    from qwen_vla_core.embodiment import load_embodiment
+    from qwen_vla_core.model.checkpoint import read_config, resolve_checkpoint
+
+    name = suite.embodiment if args.suite else load_embodiment(suite.embodiment).name
     drives = read_config(resolve_checkpoint(args.checkpoint))["embodiments"]
     if args.told is not None and args.told not in drives:
         raise UserError(f"--told {args.told}: this checkpoint drives {', '.join(drives)}")

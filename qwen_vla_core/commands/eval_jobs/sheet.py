@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", required=True, help=", ".join(SUITES))
     parser.add_argument("--scenes", type=int, default=4, help="per axis and task (default: 4)")
     parser.add_argument("--seed", type=int, default=100_000, help="first seed (default: 100000)")
+    parser.add_argument("--task", help="only this task (default: all)")
     parser.add_argument("--view", help="which view (default: the world's first)")
     parser.add_argument("--out", type=Path, required=True, help=".png")
 
@@ -42,6 +43,9 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         raise UserError(f"--suite {suite.name}: install {missing}")
 
+    if args.task is not None and args.task not in suite.tasks:
+        raise UserError(f"--task {args.task}: use one of {', '.join(suite.tasks)}")
+
     def text(words: str, width: int, size: float, grey: int) -> np.ndarray:
         line = np.full((LINE, width, 3), 255, np.uint8)
         cv2.putText(line, words, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, size, (grey,) * 3, 1, cv2.LINE_AA)
@@ -49,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     bands = []
     world, key = None, ""
-    trials = suite.trials(args.scenes, args.seed)
+    trials = [trial for trial in suite.trials(args.scenes, args.seed) if args.task in (None, trial.task)]
     for axis in suite.axes:
         for task in suite.tasks:
             tiles = []

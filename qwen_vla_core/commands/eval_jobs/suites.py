@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         protocol = suite.protocol
         print(f"{'':<16} protocol [{protocol.tag}]: {protocol.source}")
         horizons = ", ".join(f"{name} {steps}" for name, steps in protocol.horizon_steps.items())
-        print(f"{'':<16}   {protocol.trials_per_task} trials per task; steps: {horizons} at {protocol.control_hz:g} Hz")
+        count = protocol.trials_per_task or "all"
+        print(f"{'':<16}   {count} trials per task; steps: {horizons} at {protocol.control_hz:g} Hz")
         print(f"{'':<16}   seeds: {protocol.seeds}")
         print(f"{'':<16}   success: {protocol.success}")
         for text in (*protocol.preprocessing, *(f"differs: {text}" for text in protocol.deviations)):

@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.evaluation.episodes import Evaluator, Row, Settings, film
@@ -69,7 +70,7 @@ def film_worst(result: Result, count: int, checkpoint: str | None = None) -> tup
     except UserError as error:
         return [], f"no films: {error}"
     films = []
-    for row in rows:
+    for row in tqdm(rows, desc=f"films of {result.path.stem}", disable=None, leave=False):
         trial = trial_of(evaluator, row)
         frames = film(evaluator, trial, FRAME_S, picture=mosaic)
         ended = bool(evaluator.world.success())
@@ -80,15 +81,12 @@ def film_worst(result: Result, count: int, checkpoint: str | None = None) -> tup
 
 
 def _evaluator(result: Result, checkpoint: str | None) -> Evaluator:
-    from qwen_vla_core.model.checkpoint import resolve_checkpoint
-
     stored = result.header["settings"]
     known = {field.name: stored[field.name] for field in fields(Settings) if field.name in stored}
     settings = Settings(**{**known, **({"checkpoint": checkpoint} if checkpoint else {}), "language": False})
     if not settings.expert:
-        folder = resolve_checkpoint(settings.checkpoint)
         weights = result.header.get("weights")
-        if weights is not None and weights_of(folder) != weights:
+        if weights is not None and weights_of(settings.checkpoint) != weights:
             raise UserError(f"the weights of {settings.checkpoint} are no longer those of the trials")
     return Evaluator(settings)
 
@@ -116,7 +114,7 @@ def mosaic(world: Any) -> np.ndarray:
 
     def picture(view: str, size: tuple[int, int]) -> np.ndarray:
         width, height = size
-        full = world.render(view, 2 * width, 2 * height)
+        full = world.render(view, 3 * width // 2, 3 * height // 2)  # more would cost more than it shows
         return np.asarray(cv2.resize(full, size, interpolation=cv2.INTER_AREA))
 
     columns = [picture(first, LARGE)]

@@ -20,6 +20,7 @@ from qwen_vla_core.rollouts.index import OUTCOMES, UNFINISHED, Rollout, find_rol
 
 TEMPLATE = Path(__file__).with_name("report.html")  # everything that comes from files is escaped by jinja2 in it
 FAILURES = 40  # rows of the table of failed trials
+VARIANTS = 12  # of an axis that are still told apart
 JUDGED = ("success", "partial", "failure")
 
 
@@ -129,9 +130,31 @@ def _result(index: int, result: Result, films: int, checkpoints: Mapping[str, st
         "no_films": no_films,
         "failures": failed[:FAILURES],
         "failed": len(failed),
+        "variants": _variants(result),
         "axes": [(name, text) for name, text in header.get("axes", {}).items() if text],
         "protocol": header.get("protocol"),
     }
+
+
+def _variants(result: Result) -> list[dict[str, Any]]:
+    """Success by what an axis was in an episode (which unseen colour or shape), where there are few of them."""
+    lines = []
+    for axis in result.axes:
+        rows = [row for row in result.of(axis) if row.get("variant")]
+        names = sorted({str(row["variant"]) for row in rows})
+        for name in names if 1 < len(names) <= VARIANTS else ():
+            members = [row for row in rows if str(row["variant"]) == name]
+            rate = Rate(sum(bool(row["success"]) for row in members), len(members))
+            low, high = rate.anytime_interval if result.early_stop else rate.interval
+            lines.append(
+                {
+                    "name": f"{axis} · {name}",
+                    "count": f"{rate.successes}/{rate.trials}",
+                    "rate": f"{rate.value:.0%}",
+                    "interval": charts.interval(low, rate.value, high),
+                }
+            )
+    return lines
 
 
 def _line(result: Result, line: Line, names: Sequence[str], limit: float) -> dict[str, Any]:

@@ -13,6 +13,14 @@ SUITES: dict[str, tuple[str, str]] = {
     "widowx": ("qwen_vla_core.evaluation.suites.widowx", "WidowXSuite"),
     "navigation": ("qwen_vla_core.evaluation.suites.navigation", "NavigationSuite"),
     "belt": ("qwen_vla_core.evaluation.suites.belt", "BeltSuite"),
+    # Foreign simulators (docs/suites.md)
+    "libero": ("qwen_vla_core.evaluation.suites.libero", "LiberoSuite"),
+    "simpler_widowx": ("qwen_vla_core.evaluation.suites.simpler_widowx", "SimplerWidowXSuite"),
+    "robotwin": ("qwen_vla_core.evaluation.suites.robotwin", "RoboTwinSuite"),
+    "domino": ("qwen_vla_core.evaluation.suites.domino", "DominoSuite"),
+    "robocasa_gr1": ("qwen_vla_core.evaluation.suites.robocasa_gr1", "RoboCasaGr1Suite"),
+    "r2r": ("qwen_vla_core.evaluation.suites.vln_ce", "R2RSuite"),
+    "rxr": ("qwen_vla_core.evaluation.suites.vln_ce", "RxRSuite"),
 }
 
 

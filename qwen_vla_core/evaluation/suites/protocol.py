@@ -63,7 +63,7 @@ class PublishedProtocol:
     Attributes:
         source: who published it (paper, repository).
         tag: P: the paper this project implements; X: the benchmark's own code or paper; O: our choice.
-        trials_per_task: episodes of each task and axis that a published number is the mean of.
+        trials_per_task: episodes of each task and axis that a published number is the mean of; 0: all there are.
         horizon_steps: control steps until an episode has failed, by axis or task; ``*`` for the others.
         control_hz: control steps per simulated second.
         seeds: how scenes are numbered.
