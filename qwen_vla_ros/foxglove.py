@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.embodiment import Embodiment, load_robot
 from qwen_vla_core.embodiment.spec import ActionGroup
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_text
@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help=".json; default: standard output")
     args = parser.parse_args(argv)
     try:
-        text = json.dumps(layout(load_embodiment(args.embodiment), args.namespace), indent=2) + "\n"
+        text = json.dumps(layout(load_robot(args.embodiment), args.namespace), indent=2) + "\n"
     except UserError as error:
         print(f"foxglove: {error}", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ from rclpy.node import Node
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
-from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.embodiment import load_robot
 from qwen_vla_core.rollouts.index import OUTCOMES
 from qwen_vla_core.serving.access import read_token, server_tls
 from qwen_vla_ros.bringup import DASHBOARD_TOKEN, DEFAULT_HOST, DEFAULT_PORT
@@ -76,7 +76,7 @@ class DashboardNode(Node):
         limit = declare(self, "max_browsers", 16, "Browsers at once", read_only=True, minimum=1, maximum=256)
         settings = self._declare_settings()
         settings.check()
-        self.embodiment = load_embodiment(name)
+        self.embodiment = load_robot(name)
         self._status: dict[str, dict[str, Any]] = {}
         self._status_at: dict[str, float] = {}
         self._status_shown: dict[str, float] = {}

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_ros.commands import CommandAdapter, adapter_for, command_kind
 from qwen_vla_ros.dashboard.board import Board
 from qwen_vla_ros.dashboard.pictures import jpeg
+from qwen_vla_ros.dashboard.robot import command_rows, rows
 from qwen_vla_ros.dashboard.timeline import Timeline
 from qwen_vla_ros.dashboard.topics import PolledTopic
 from qwen_vla_ros.messages import (
@@ -76,12 +77,16 @@ class Sampler:
         self._board, self._timeline, self._viewers, self._statuses = board, timeline, viewers, statuses
         self._period_s = 1.0 / rate_hz
         self._width = picture_width
-        self._index = {channel: i for i, channel in enumerate(embodiment.channels)}
+        shown = rows(embodiment, simulated)
+        self._rows_of: dict[str, list[int]] = {}  # state channel → rows that it measures
+        for index, row in enumerate(shown):
+            self._rows_of.setdefault(row.measured, []).append(index)
+        self._told_in = {group.name: command_rows(embodiment, group, simulated) for group in embodiment.actions}
         self._adapters = self._command_adapters()
         self._node: Node | None = None
         self._stop = threading.Event()
-        self._measured: list[float | None] = [None] * len(self._index)
-        self._commanded: list[float | None] = [None] * len(self._index)
+        self._measured: list[float | None] = [None] * len(shown)
+        self._commanded: list[float | None] = [None] * len(shown)
         self._pending: dict[str, bytes] = {}
         self._picture_problems: dict[str, str] = {}
         self._ticks = 0
@@ -169,7 +174,7 @@ class Sampler:
         self._simulated_time = bool(self._owner.get_parameter("use_sim_time").value)
         self._read_states()
         self._read_commands()
-        self._timeline.add_measured(now_ns, tuple(self._measured))
+        self._timeline.add_measured(now_ns, tuple(self._measured[: len(self._embodiment.channels)]))
         self._read_trajectories(now_ns)
         pictures = self._read_pictures()
         self._ticks += 1
@@ -183,23 +188,28 @@ class Sampler:
         for groups, topic in self._states:
             for data in topic.poll():
                 for channel, value in state_from_message(groups, topic.decode(data)).items():
-                    if channel in self._index:
-                        self._measured[self._index[channel]] = round(value, 5)
+                    for index in self._rows_of.get(channel, ()):
+                        self._measured[index] = round(value, 5)
             if self._stale(topic, max(group.max_age_ms for group in groups) * 1e-3):
-                self._forget(self._measured, [channel for group in groups for channel in group.channels])
+                for group in groups:
+                    for channel in group.channels:
+                        for index in self._rows_of.get(channel, ()):
+                            self._measured[index] = None
 
     def _read_commands(self) -> None:
         heard = {name: [topic.decode(data) for data in topic.poll()] for name, topic in self._commands.items()}
         for group, adapter, _ in self._adapters:
+            shown = self._told_in[group.name]
             for msg in heard[group.command.topic]:
                 try:
                     values = group.command.map.to_channel(adapter.decode(group, msg))
+                    for index, value in zip(shown, np.atleast_1d(values), strict=True):
+                        self._commanded[index] = round(float(value), 5)
                 except ValueError:
                     continue  # of another group on the same topic, or of somebody who does not know this robot
-                for channel, value in zip(group.channels, np.atleast_1d(values), strict=True):
-                    self._commanded[self._index[channel]] = round(float(value), 5)
             if self._stale(self._commands[group.command.topic]):
-                self._forget(self._commanded, group.channels)
+                for index in shown:
+                    self._commanded[index] = None
 
     def _age_s(self, topic: PolledTopic) -> float | None:
         return topic.age_s(self._now_ns, self._simulated_time)
@@ -207,11 +217,6 @@ class Sampler:
     def _stale(self, topic: PolledTopic, limit_s: float = 0.0) -> bool:
         age_s = self._age_s(topic)
         return age_s is None or age_s > max(limit_s, STALE_S)
-
-    def _forget(self, values: list[float | None], channels: Iterable[str]) -> None:
-        for channel in channels:
-            if channel in self._index:
-                values[self._index[channel]] = None
 
     def _read_trajectories(self, now_ns: int) -> None:
         for data in self._chunks.poll():

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
 pytest.importorskip("selenium", reason="selenium is not installed")
 
 from graph_support import Graph, Watcher, ros_domain  # noqa: F401

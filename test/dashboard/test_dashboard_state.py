@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from qwen_vla_core.embodiment import load_embodiment, shipped_embodiments
 from qwen_vla_core.interfaces import ActionChunk
 from qwen_vla_core.runtime.commitment import PlanRest
+from qwen_vla_ros.commands import field_names
 from qwen_vla_ros.dashboard.board import Board, to_json
 from qwen_vla_ros.dashboard.pictures import encode
-from qwen_vla_ros.dashboard.robot import describe
+from qwen_vla_ros.dashboard.robot import command_rows, describe, rows
 from qwen_vla_ros.dashboard.timeline import KEPT_CHUNKS, Timeline
 
 
@@ -52,18 +54,25 @@ def test_the_timeline_tells_old_new_and_consumed() -> None:
     assert json.loads(timeline.text(99)[1])["plan"] is None  # a channel that does not exist is the first
 
 
-def test_every_shipped_robot_is_described() -> None:
-    for name in shipped_embodiments():
-        robot = load_embodiment(name)
-        about = json.loads(to_json(describe(robot, False)))
-        assert [channel["name"] for channel in about["channels"]] == list(robot.channels)
-        assert all(channel["lower"] < channel["upper"] for channel in about["channels"])
-        assert [camera["view"] for camera in about["cameras"]] == list(robot.views)
-    units = {
-        name: [channel["unit"] for channel in describe(load_embodiment(name), False)["channels"]]
-        for name in ("mobile_base", "widowx")
-    }
-    assert units == {"mobile_base": ["m", "m", "rad"], "widowx": ["m"] * 3 + ["rad"] * 3 + ["fraction"]}
+@pytest.mark.parametrize("name", shipped_embodiments(runnable=True))
+def test_every_robot_is_described(name: str) -> None:
+    robot = load_embodiment(name)
+    about = json.loads(to_json(describe(robot, True)))
+    assert [row["name"] for row in about["rows"]][: about["channels"]] == list(robot.channels)
+    assert all(row["lower"] < row["upper"] for row in about["rows"])
+    assert [camera["view"] for camera in about["cameras"]] == list(robot.views)
+    for group in robot.actions:  # as many rows as a command message has values
+        assert len(command_rows(robot, group, True)) == len(field_names(group))
+
+
+def test_units_and_the_speeds_that_waypoints_become() -> None:
+    def units(name: str) -> dict[str, str]:
+        return {row.name: row.unit for row in rows(load_embodiment(name), False)}
+
+    assert list(units("widowx").values()) == ["m"] * 3 + ["rad"] * 3 + ["fraction"]
+    assert units("mobile_base") == {"x": "m", "y": "m", "yaw": "rad", "vx": "m/s", "wz": "rad/s"}
+    speed = next(row for row in rows(load_embodiment("mobile_base"), False) if row.name == "vx")
+    assert (speed.lower, speed.upper, speed.measured) == (-0.3, 0.7, "vx")
 
 
 def test_pictures_are_made_small() -> None:

@@ -48,7 +48,7 @@ function start(about) {
   const rollouts = new Rollouts(about);
   const controls = about.read_only ? null : new Controls(() => rollouts.refresh());
   const chunks = new Chunks(about, (channel) => link.choose(channel));
-  const parts = [cameras, controls, new Joints(about.channels), chunks, new Timing(about), new Nodes(SILENT_NODE_S)];
+  const parts = [cameras, controls, new Joints(about.rows), chunks, new Timing(about), new Nodes(SILENT_NODE_S)];
   parts.push(rollouts);
 
   const link = new Link({

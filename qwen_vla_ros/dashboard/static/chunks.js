@@ -11,6 +11,7 @@ const CURVE = 120;
 export class Chunks {
   constructor(about, onChannel) {
     this.about = about;
+    this.channels = about.rows.slice(0, about.channels);
     this.canvas = $("#timeline");
     this.ahead = Math.max(0.6, about.horizon * about.period_s);
     this.data = null;
@@ -18,11 +19,11 @@ export class Chunks {
     this.heardAt = 0;
     const select = $("#channel");
     this.onChannel = onChannel;
-    this.travel = about.channels.map(() => 0);
+    this.travel = this.channels.map(() => 0);
     this.before = null;
     this.chosenAt = -8000;
     select.append(el("option", { value: "auto" }, "what moves most"));
-    about.channels.forEach((channel, index) => select.append(el("option", { value: String(index) }, channel.name)));
+    this.channels.forEach((channel, index) => select.append(el("option", { value: String(index) }, channel.name)));
     select.addEventListener("change", () => (select.value === "auto" ? this.follow(0) : onChannel(Number(select.value))));
     this.canvas.style.height = `${TOP + LANES * LANE + 12 + CURVE + 22}px`;
     this.wordsAt = 0;
@@ -40,9 +41,10 @@ export class Chunks {
     this.onChannel(most);
   }
 
-  moved(command) {
+  moved(rows) {
+    const command = rows.slice(0, this.channels.length);
     command.forEach((value, index) => {
-      const [before, channel] = [this.before?.[index], this.about.channels[index]];
+      const [before, channel] = [this.before?.[index], this.channels[index]];
       if (value !== null && typeof before === "number") this.travel[index] += Math.abs(value - before) / (channel.upper - channel.lower || 1);
     });
     this.before = command;
@@ -133,7 +135,7 @@ export class Chunks {
 
   curves(paint, colour, x, width) {
     const { chunks, plan, measured, channel } = this.data;
-    const about = this.about.channels[channel];
+    const about = this.channels[channel];
     const all = [...chunks.flatMap((chunk) => chunk.values), ...(plan?.values ?? []), ...measured.values];
     if (all.length === 0) return;
     const middle = (Math.min(...all) + Math.max(...all)) / 2;
