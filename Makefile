@@ -22,6 +22,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
+	@scripts/setup.sh --browser
 	$(BIN)/python -m pytest $(ARGS)
 
 # Everything that may go wrong with a running robot, in real processes: what is promised, and what was measured.

@@ -31,7 +31,7 @@ setup(
     packages=find_packages(include=["qwen_vla_core", "qwen_vla_core.*", "qwen_vla_ros", "qwen_vla_ros.*"]),
     package_data={
         "qwen_vla_core": ["py.typed", "sim/worlds/*.xml", "evaluation/*.yaml", "evaluation/pages/*.html"],
-        "qwen_vla_ros": ["py.typed"],
+        "qwen_vla_ros": ["py.typed", "dashboard/static/*"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
@@ -48,6 +48,7 @@ setup(
     zip_safe=False,
     # ROS packages are never hard dependencies: a sourced ROS 2 provides them, or the [ros-wheels] extra does.
     install_requires=[
+        "aiohttp>=3.10,<4",
         "jinja2>=3.1",
         "msgpack>=1.0",
         "numpy>=1.26",
@@ -103,6 +104,7 @@ setup(
             "pytest-timeout>=2.2",
             "ros-domain-coordinator==0.12.0",
             "ruff>=0.9",
+            "selenium>=4.20",
             "triton>=3.3; platform_system == 'Linux'",
             "types-PyYAML",
         ],
@@ -115,6 +117,7 @@ setup(
             "recorder_node = qwen_vla_ros.recorder_node:main",
             "sim_node = qwen_vla_ros.sim_node:main",
             "mock_node = qwen_vla_ros.mock_node:main",
+            "dashboard_node = qwen_vla_ros.dashboard_node:main",
         ],
     },
 )

@@ -1,4 +1,4 @@
-"""Recorder throughput: three 640×480 cameras at 30 Hz and two 50 Hz joint states into one MCAP bag.
+"""Recorder throughput: three 640×480 cameras at 30 Hz, 50 Hz joint states and 50 Hz commands into one MCAP bag.
 
     python benchmarks/recorder.py [--seconds 10] [--json]
 
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from qwen_vla_ros.bringup import build_graph, command_line, node_environment, process_environment  # noqa: E402
 
-CAMERA_HZ, STATE_HZ, SIZE = 30.0, 50.0, (640, 480)
+CAMERA_HZ, STATE_HZ, SIZE = 30.0, 50.0, (640, 480)  # commands come at the states' rate
 
 
 def publish(seconds: float) -> dict[str, int]:
@@ -35,6 +35,7 @@ def publish(seconds: float) -> dict[str, int]:
     from std_msgs.msg import String
 
     from qwen_vla_core.embodiment import load_embodiment
+    from qwen_vla_ros.commands import adapter_for, command_kind
     from qwen_vla_ros.messages import groups_by_topic, numpy_to_image, state_to_message
     from qwen_vla_ros.node_utils import CAMERA_QOS, COMMAND_QOS, EPISODE_TOPIC, LATCHED_QOS, ns_to_stamp
 
@@ -47,8 +48,17 @@ def publish(seconds: float) -> dict[str, int]:
     groups = groups_by_topic(robot.state)
     cameras = {camera.topic: node.create_publisher(Image, camera.topic, CAMERA_QOS) for camera in robot.cameras}
     states = {topic: node.create_publisher(JointState, topic, COMMAND_QOS) for topic in groups}
+    commands = {}
+    for group in robot.actions:
+        adapter = adapter_for(command_kind(group, True))
+        still = np.zeros(len(group.channels))
+        message = adapter.encode(group, still, still, ns_to_stamp(0), 1 / STATE_HZ)
+        commands[group.command.topic] = (
+            node.create_publisher(adapter.message_type, group.command.topic, COMMAND_QOS),
+            message,
+        )
     episode = node.create_publisher(String, EPISODE_TOPIC, LATCHED_QOS)
-    everything = [*cameras.values(), *states.values(), episode]
+    everything = [*cameras.values(), *states.values(), *(publisher for publisher, _ in commands.values()), episode]
     deadline = time.monotonic() + 60
     while not all(publisher.get_subscription_count() for publisher in everything):
         if time.monotonic() > deadline:
@@ -56,7 +66,7 @@ def publish(seconds: float) -> dict[str, int]:
         time.sleep(0.05)
     episode.publish(String(data=json.dumps({"event": "started", "index": 0, "seed": 0, "instruction": "benchmark"})))
     time.sleep(1.0)  # the bag opens
-    sent = dict.fromkeys([*cameras, *states], 0)
+    sent = dict.fromkeys([*cameras, *states, *commands], 0)
     print("begin", flush=True)
     begin = time.monotonic()
     camera_due, state_due, round_number = begin, begin, 0
@@ -66,6 +76,9 @@ def publish(seconds: float) -> dict[str, int]:
             state_due += 1 / STATE_HZ
             for topic, publisher in states.items():
                 publisher.publish(state_to_message(groups[topic], values, stamp))
+                sent[topic] += 1
+            for topic, (publisher, message) in commands.items():
+                publisher.publish(message)
                 sent[topic] += 1
         if now >= camera_due:
             camera_due += 1 / CAMERA_HZ
@@ -124,6 +137,8 @@ def measure(seconds: float) -> dict[str, Any]:
         "mb_per_s": size / 1e6 / seconds,
         "cpu_percent": 100 * cpu_s / seconds,
         "camera_hz_sent": next(count for topic, count in sent.items() if "cam" in topic) / seconds,
+        "state_hz_sent": next(count for topic, count in sent.items() if "joint_states" in topic) / seconds,
+        "command_hz_sent": next(count for topic, count in sent.items() if "commands" in topic) / seconds,
         "dropped": sum(row["dropped"] for row in topics.values()),
         "topics": topics,
     }

@@ -25,6 +25,7 @@ BENCHMARKS = {
     "runtime": "continuity strategies under delay: success, jerk, jumps, idle time (small: 10 episodes a cell)",
     "controller": "period jitter of the controller node beside a bare loop",
     "safety": "what one step of the controller's filter costs, part by part",
+    "base": "waypoints followed as a twist, stops before a wall, what both cost per tick",
     "recorder": "recorder throughput, losses and CPU",
 }
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.rosbag2.storage_mcap import McapWriter
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_json, fsync
 from qwen_vla_core.rollouts.index import PARTIAL, SIDECAR
+from qwen_vla_ros.background_file import BackgroundFile
 
 SIDECAR_VERSION = 2  # of episode.json
 
@@ -49,21 +51,24 @@ class EpisodeBag:
             **metadata,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        store = get_typestore(Stores.ROS2_JAZZY)
         names = {topic: _type_name(message_type) for topic, message_type in types.items()}
-        for name in set(names.values()):
-            _teach(store, name)
+        told = {name: _definition(name) for name in names.values()}
         self._writer = Writer(self._partial, version=9, storage_plugin=StoragePlugin.MCAP)
         self._writer.open()
-        storage = self._writer.storage
-        assert isinstance(storage, McapWriter)
-        self._storage = storage
+        self._storage = cast(Any, self._writer.storage)  # a McapWriter, whose file is replaced by one that never waits
+        self._storage.bio.close()
+        file = self._storage.path.open("r+b", buffering=0)
+        file.seek(0, 2)
+        self._storage.bio = BackgroundFile(file)
         # Whoever lists rollouts sees by this lock that the bag is being written; the kernel drops it with the process.
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(storage.bio, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        atomic_write_json(self._partial / SIDECAR, {**self._metadata, "outcome": "unfinished"})
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Without waiting for the disk: messages arrive meanwhile, and what is closed is written again.
+        about = json.dumps({**self._metadata, "outcome": "unfinished"}, indent=2)
+        (self._partial / SIDECAR).write_text(about, encoding="utf-8")
         self._connections = {
-            topic: self._writer.add_connection(topic, name, typestore=store) for topic, name in names.items()
+            topic: self._writer.add_connection(topic, name, msgdef=told[name][0], rihs01=told[name][1])
+            for topic, name in names.items()
         }
 
     def write(self, topic: str, stamp_ns: int, data: bytes) -> None:
@@ -103,6 +108,28 @@ class EpisodeBag:
             self._writer.abort()
         with contextlib.suppress(OSError):
             atomic_write_json(self._partial / SIDECAR, metadata)
+
+
+def learn(types: Iterable[type]) -> None:
+    """Reads the definitions of message types ahead: an episode's first messages must not wait for that.
+
+    Raises:
+        UserError: as ``EpisodeBag``.
+    """
+    for message_type in types:
+        _definition(_type_name(message_type))
+
+
+@functools.cache
+def _store() -> Typestore:
+    return get_typestore(Stores.ROS2_JAZZY)
+
+
+@functools.cache
+def _definition(name: str) -> tuple[str, str]:
+    """A type's definition and its hash."""
+    _teach(_store(), name)
+    return _store().generate_msgdef(name, ros_version=2)[0], _store().hash_rihs01(name)
 
 
 def _type_name(message_type: type) -> str:

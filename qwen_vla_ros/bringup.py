@@ -8,19 +8,24 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import qwen_vla_ros
-from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.embodiment import load_robot
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT, resource_dir
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, find_strategy
+from qwen_vla_core.serving.access import check_binding, read_token
 
-Value = str | int | float | bool
+Value = str | int | float | bool | list[str]
 PACKAGE = "qwen_vla_ros"
+DASHBOARD_TOKEN = "QWEN_VLA_DASHBOARD_TOKEN"
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8080
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
@@ -33,6 +38,7 @@ class NodeSpec:
         parameters: ROS parameters; empty strings are left out (the node's own default holds).
         environment: variables to set for the process, on top of the inherited ones.
         ends_graph: this node's clean exit (0) is the end of the job, not a failure.
+        optional: the robot does not need this node: its end does not end the others, and it is started again.
         stop_order: nodes stop in ascending order; the controller is last, so that it can hold while the rest ends.
     """
 
@@ -46,7 +52,13 @@ class NodeSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     log_level: str = "info"
     ends_graph: bool = False
+    optional: bool = False
     stop_order: int = 0
+
+    @property
+    def label(self) -> str:
+        """Its name, with the namespace where there is one: unique in a graph of several robots."""
+        return f"{self.namespace.strip('/')}/{self.name}".lstrip("/")
 
 
 def build_graph(
@@ -73,6 +85,12 @@ def build_graph(
     policy: bool = True,
     suite: str = "",
     axis: str = "",
+    namespaced_topics: bool = False,
+    dashboard: bool = False,
+    dashboard_host: str = DEFAULT_HOST,
+    dashboard_port: int = DEFAULT_PORT,
+    dashboard_token_file: str = "",
+    dashboard_read_only: bool = False,
 ) -> list[NodeSpec]:
     """The nodes of one robot, in start order.
 
@@ -101,11 +119,17 @@ def build_graph(
         policy: start the policy; without it any other source of chunks may drive.
         suite: in simulation, use the worlds of this suite (``qwen-vla eval suites``).
         axis: of that suite.
+        namespaced_topics: topics that the YAML writes with a leading "/" are inside the namespace too.
+        dashboard: start the operator's web page.
+        dashboard_host: address it is served on; any but a loopback one needs a token.
+        dashboard_port: its port; where it is taken, the next free one.
+        dashboard_token_file: file with the token; empty: QWEN_VLA_DASHBOARD_TOKEN.
+        dashboard_read_only: show everything, press nothing.
 
     Raises:
         UserError: The YAML is wrong, the robot has no simulation, or a flag has an impossible value.
     """
-    robot = load_embodiment(embodiment)
+    robot = load_robot(embodiment)
     sim = not mock if sim is None else sim
     if sim and mock:
         raise UserError("sim and mock both stand in for the robot: choose sim:=true (--sim) or mock:=true (--mock)")
@@ -138,6 +162,8 @@ def build_graph(
     def node(name: str, stop_order: int, parameters: Mapping[str, Value], ends_graph: bool = False) -> NodeSpec:
         clock: dict[str, Value] = {"use_sim_time": True} if use_sim_time and name != "sim_node" else {}
         values = {"embodiment": str(yaml_path), **parameters, **clock}
+        if namespaced_topics:
+            values["namespaced_topics"] = True
         return NodeSpec(
             name=name,
             executable=name,
@@ -152,6 +178,7 @@ def build_graph(
 
     # In simulation the simulator starts every episode: it resets the world, then gives the instruction.
     controller: dict[str, Value] = {"simulated": sim or mock, "autostart": autostart, "start_on_activate": not sim}
+    controller["instruction"] = "" if sim else instruction
     nodes = [node("controller_node", 3, {**controller, "strategy": strategy})]
     if record:
         recorder: dict[str, Value] = {"run_dir": run_dir, "checkpoint": server or checkpoint, "simulated": sim or mock}
@@ -184,6 +211,72 @@ def build_graph(
             "summary_file": summary,
         }
         nodes.append(node("sim_node", 1, parameters, ends_graph=episodes > 0))
+    if dashboard:
+        check_binding(
+            dashboard_host,
+            read_token(token_file=dashboard_token_file, variable=DASHBOARD_TOKEN),
+            "dashboard_host",
+            f"dashboard_token_file or {DASHBOARD_TOKEN}",
+        )
+        page: dict[str, Value] = {
+            "simulated": sim or mock,
+            "rollouts": str(Path(run_dir).parent) if run_dir else "",
+            "host": dashboard_host,
+            "port": dashboard_port,
+            "token_file": dashboard_token_file,
+            "read_only": dashboard_read_only,
+        }
+        nodes.append(replace(node("dashboard_node", 0, page), optional=True))
+    return nodes
+
+
+def name_robots(robots: Sequence[str]) -> dict[str, str]:
+    """Namespace → embodiment of ``left=aloha`` or just ``aloha``, whose namespace is then the robot's name.
+
+    Raises:
+        UserError: a namespace twice.
+    """
+    named: dict[str, str] = {}
+    for text in robots:
+        first, equals, second = text.partition("=")
+        given = (first.strip("/"), second) if equals else (load_robot(text).name, text)
+        if given[0] in named:
+            raise UserError(f"namespace '{given[0]}' is there twice: name them, e.g. left={given[1]} right={given[1]}")
+        named[given[0]] = given[1]
+    return named
+
+
+def build_fleet(robots: Mapping[str, str], **arguments: Any) -> list[NodeSpec]:
+    """The nodes of several robots, of which one policy process drives all.
+
+    Args:
+        robots: namespace → embodiment. Every topic of each is inside its namespace.
+        arguments: as of ``build_graph``, for all of them; ``namespace`` is the parent of theirs.
+
+    Raises:
+        UserError: as ``build_graph``, or an argument that several robots cannot share.
+    """
+    parent, run_dir = str(arguments.pop("namespace", "")).strip("/"), str(arguments.pop("run_dir", ""))
+    for name in ("embodiment", "namespaced_topics"):
+        arguments.pop(name, None)
+    if arguments.get("use_sim_time") and arguments.get("sim", not arguments.get("mock", False)) is not False:
+        raise UserError("use_sim_time: several simulators would each publish /clock; leave it out")
+    nodes: list[NodeSpec] = []
+    policies: list[NodeSpec] = []
+    for namespace, embodiment in robots.items():
+        below = f"{parent}/{namespace}".strip("/")
+        own_dir = str(Path(run_dir) / namespace) if run_dir else ""
+        specs = build_graph(embodiment, namespace=below, run_dir=own_dir, namespaced_topics=True, **arguments)
+        policies += [spec for spec in specs if spec.name == "policy_node"]
+        nodes += [spec for spec in specs if spec.name != "policy_node"]
+    if policies:
+        one = policies[0]
+        own = ("embodiment", "namespaced_topics")
+        parameters: dict[str, Value] = {key: value for key, value in one.parameters.items() if key not in own}
+        parameters["robots"] = [
+            f"{namespace}={spec.parameters['embodiment']}" for namespace, spec in zip(robots, policies, strict=True)
+        ]
+        nodes.append(replace(one, namespace=parent, parameters=parameters))
     return nodes
 
 

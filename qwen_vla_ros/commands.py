@@ -44,6 +44,9 @@ class CommandAdapter:
             ``velocities`` (n,) their rate of change, ``period_s`` the time in which the robot should get there.
         decode: (group, message) → (n,) float64 values in message order. Raises ValueError for a message that does not
             command exactly this group's joints.
+
+    A waypoint group may be commanded with a pose (values are its channels) or a twist (values are ``twist_fields``,
+    which the controller's tracker makes of the waypoints).
     """
 
     kind: CommandKind
@@ -67,13 +70,12 @@ def adapter_for(kind: str) -> CommandAdapter:
 
 def command_kind(group: ActionGroup, simulated: bool) -> CommandKind:
     """The kind a group is commanded with on the robot, or in simulation."""
-    command = group.command
-    return command.simulation_kind if simulated and command.simulation_kind is not None else command.kind
+    return group.command_kind(simulated)
 
 
 def field_names(group: ActionGroup) -> tuple[str, ...]:
     """Joint names (or twist fields) in message order; the channels where the YAML names none."""
-    return group.command.fields or group.channels
+    return group.twist_fields if group.kind == "waypoint" else group.command.fields or group.channels
 
 
 def _doubles(values: np.ndarray) -> array.array[float]:

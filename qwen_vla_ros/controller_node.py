@@ -18,21 +18,24 @@ from functools import partial
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import JointState, LaserScan
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.embodiment.spec import ActionGroup, StateGroup
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.runtime.commitment import PlanRest
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, find_strategy
 from qwen_vla_core.runtime.controller import SLOWED, ControlLoop, ControlOutput
 from qwen_vla_core.runtime.latency import LatencyWindow
+from qwen_vla_core.runtime.played import PlayedInstruction
 from qwen_vla_ros.commands import CommandAdapter, adapter_for, command_kind
 from qwen_vla_ros.estop import REASON, EstopTopic
 from qwen_vla_ros.messages import (
@@ -40,6 +43,7 @@ from qwen_vla_ros.messages import (
     chunk_to_message,
     groups_by_topic,
     plan_to_message,
+    scan_from_message,
     state_from_message,
     state_message_type,
 )
@@ -51,11 +55,15 @@ from qwen_vla_ros.node_utils import (
     LATCHED_QOS,
     LEVELS,
     PLAN_TOPIC,
+    PLAYING_TOPIC,
     STATE_QOS,
     STATUS_QOS,
     STATUS_TOPIC,
+    another_robot,
     declare,
+    declare_robot,
     heartbeat,
+    load_robot,
     ns_to_stamp,
     run_node,
     status_message,
@@ -63,6 +71,8 @@ from qwen_vla_ros.node_utils import (
 
 STATUS_PERIOD_S = 0.5
 HALT_TIMEOUT_S = 2.0
+ON_INSTRUCTION = ("finish", "flush", "hold")  # hold: what flush was called first
+TOLD_AT_ONCE = (SLOWED, "stopped: obstacle", "obstacle:")  # reasons whose coming and going is worth a status
 LEVEL_BY_MODE = {"idle": "ok", "running": "ok", "holding": "warn", "estopped": "error", "fault": "error"}
 
 
@@ -71,8 +81,8 @@ class ControllerNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("controller_node")
-        text = "Embodiment YAML: a path, or the name of a shipped one (aloha)."
-        self._embodiment_source: str = declare(self, "embodiment", "", text, read_only=True)
+        text = "Embodiment YAML: a path, or the name of a shipped one (aloha). May be changed while inactive."
+        declare_robot(self, text=text, fixed=False)
         text = "Use each command's simulation_kind, where set: the robot's own message packages are then not needed."
         self._simulated: bool = declare(self, "simulated", False, text, read_only=True)
         text = "Configure and activate at start-up; false leaves both to a lifecycle manager."
@@ -83,8 +93,12 @@ class ControllerNode(LifecycleNode):
         self._strategy: str = declare(self, "strategy", DEFAULT_STRATEGY, text, read_only=True)
         text = "Where the strategy fades the step to a new chunk: over this many seconds."
         self._blend_s: float = declare(self, "blend_s", 0.2, text, read_only=True, minimum=0.0, maximum=5.0)
-        text = "A new instruction lets the plan go on until its first chunk comes (finish) or holds at once (hold)."
-        self._on_new: str = declare(self, "on_instruction", "finish", text, read_only=True)
+        text = "A new instruction lets the plan go on until its first chunk comes (finish) or drops it at once (flush)."
+        self._on_new: str = declare(self, "on_instruction", "finish", text)
+        text = "The instruction that the policy starts with, for what is told about the actions played"
+        self._instruction: str = declare(self, "instruction", "", text, read_only=True)
+        self._source: str | None = None  # parameter embodiment as it was configured
+        self._played = PlayedInstruction()
         self.problem = ""
         self._lock = threading.Lock()
         self._status_lock = threading.Lock()
@@ -102,6 +116,8 @@ class ControllerNode(LifecycleNode):
         self._consumed_publisher = self.create_publisher(JointTrajectory, CONSUMED_TOPIC, COMMAND_QOS)
         self._plan_publisher = self.create_publisher(JointTrajectory, PLAN_TOPIC, COMMAND_QOS)
         self._plan_told: tuple[int, int] | None = None  # when, and of which chunk; None: that there is none
+        self._playing_publisher = self.create_publisher(String, PLAYING_TOPIC, LATCHED_QOS)
+        self.add_on_set_parameters_callback(self._on_parameters)
         for name in ("start", "stop", "estop", "reset"):
             self.create_service(Trigger, f"qwen_vla/{name}", partial(self._on_request, name))
         self._estop = EstopTopic(self, self._on_estop_pressed)
@@ -125,26 +141,58 @@ class ControllerNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
-        if not self._embodiment_source:
+        source = str(self.get_parameter("embodiment").value)
+        if not source:
             raise UserError("parameter 'embodiment' is empty; set it to a YAML path or a shipped name, e.g. aloha")
-        if self._on_new not in ("finish", "hold"):
-            raise UserError(f"parameter 'on_instruction' is '{self._on_new}'; use finish or hold")
+        if self._on_new not in ON_INSTRUCTION:
+            raise UserError(f"parameter 'on_instruction' is '{self._on_new}'; use finish or flush")
+        self._forget_robot()
         strategy = replace(find_strategy(self._strategy), blend_s=self._blend_s)
-        embodiment = load_embodiment(self._embodiment_source)
-        adapters = [(group, adapter_for(command_kind(group, self._simulated))) for group in embodiment.actions]
+        embodiment = load_robot(self, source)
+        control = ControlLoop(embodiment, strategy=strategy, simulated=self._simulated)
+        adapters = [(group, adapter_for(command_kind(group, self._simulated))) for group in control.commanded.actions]
         types = [adapter.message_type for _, adapter in adapters]
         self._outputs = [
             (group, adapter, self.create_publisher(message_type, group.command.topic, COMMAND_QOS))
             for (group, adapter), message_type in zip(adapters, types, strict=True)
         ]
         self._period_s = 1.0 / embodiment.control.controller_rate_hz
-        self._control = ControlLoop(embodiment, strategy=strategy)
+        self._control = control
         if self._estop.pressed:
             self._control.estop(self._now_ns(), REASON)
         self._state_subscriptions = self._subscribe(embodiment)
+        self._source = source
+        self._played = PlayedInstruction()
+        self._played.given(self._instruction, 0, "")
+
+    def _forget_robot(self) -> None:
+        for subscription in self._state_subscriptions:
+            self.destroy_subscription(subscription)
+        for _, _, publisher in self._outputs:
+            self.destroy_publisher(publisher)
+        self._state_subscriptions, self._outputs, self._control, self._source = [], [], None, None
+
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        """Another robot only while this one is at rest; how a new instruction is taken at any time."""
+        for parameter in parameters:
+            if parameter.name == "embodiment":
+                if self._control is not None and self._control.mode == "estopped":
+                    reason = "estopped: call qwen_vla/reset first, another robot would forget it"
+                    return SetParametersResult(successful=False, reason=reason)
+                return another_robot(str(parameter.value), self._thread is not None)
+            if parameter.name == "on_instruction":
+                if parameter.value not in ON_INSTRUCTION:
+                    reason = f"'{parameter.value}' is none of {', '.join(ON_INSTRUCTION)}"
+                    return SetParametersResult(successful=False, reason=reason)
+                self._on_new = str(parameter.value)
+        return SetParametersResult(successful=True)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Starts the control thread. A latched emergency stop stays latched."""
+        if str(self.get_parameter("embodiment").value) != self._source:  # another robot since it was configured
+            result = self.on_configure(state)
+            if result != TransitionCallbackReturn.SUCCESS:
+                return result
         assert self._control is not None
         if self._start_on_activate:
             with self._lock:
@@ -169,11 +217,7 @@ class ControllerNode(LifecycleNode):
             self.get_logger().error("cleanup refused: estopped; call qwen_vla/reset first")
             return TransitionCallbackReturn.FAILURE
         self._halt()
-        for subscription in self._state_subscriptions:
-            self.destroy_subscription(subscription)
-        for _, _, publisher in self._outputs:
-            self.destroy_publisher(publisher)
-        self._state_subscriptions, self._outputs, self._control = [], [], None
+        self._forget_robot()
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -213,6 +257,9 @@ class ControllerNode(LifecycleNode):
             self.create_subscription(state_message_type(groups), topic, partial(self._on_state, groups), STATE_QOS)
             for topic, groups in groups_by_topic(embodiment.state).items()
         ]
+        stop = embodiment.safety.obstacle_stop
+        if stop is not None:
+            subscriptions.append(self.create_subscription(LaserScan, stop.topic, self._on_scan, STATE_QOS))
         return [
             *subscriptions,
             self.create_subscription(JointTrajectory, CHUNK_TOPIC, self._on_chunk, COMMAND_QOS),
@@ -221,15 +268,24 @@ class ControllerNode(LifecycleNode):
 
     def _on_instruction(self, msg: String) -> None:
         """What was seen before it is not played any more; one that is withdrawn holds the robot at once."""
+        text = msg.data.strip()
         with self._lock:
+            self._instruction = text
             if self._control is not None:
-                self._control.instruct(self._now_ns(), hold=self._on_new == "hold" or not msg.data.strip())
+                self._control.instruct(self._now_ns(), hold=self._on_new != "finish" or not text)
+                self._played.given(text, self._control.buffer.epoch, self._on_new)
 
     def _on_state(self, groups: Sequence[StateGroup], msg: JointState | Odometry) -> None:
         values = state_from_message(groups, msg)
         with self._lock:
             if self._control is not None:
                 self._control.update_state(values, self._now_ns())
+
+    def _on_scan(self, msg: LaserScan) -> None:
+        scan = scan_from_message(msg)
+        with self._lock:
+            if self._control is not None:
+                self._control.update_scan(scan, self._now_ns())
 
     def _on_chunk(self, msg: JointTrajectory) -> None:
         try:
@@ -291,8 +347,9 @@ class ControllerNode(LifecycleNode):
                     output = control.tick(t_ns)
                 self._publish_commands(output, t_ns)
                 consumed = self._publish_consumed(control, t_ns, consumed)
+                self._publish_played(control, t_ns)
                 self._publish_plan(control, t_ns)
-                late = output.reason.startswith(SLOWED)
+                late = output.reason.startswith(TOLD_AT_ONCE)
                 if output.mode != mode:
                     self.get_logger().info(f"{output.mode}: {output.reason}")
                 if output.mode != mode or late != slowed:
@@ -330,6 +387,15 @@ class ControllerNode(LifecycleNode):
             self._consumed_publisher.publish(chunk_to_message(prefix))
         return here
 
+    def _publish_played(self, control: ControlLoop, t_ns: int) -> None:
+        """Says for which instruction the actions are that are commanded from now on, each time that changes."""
+        with self._lock:
+            buffer = control.buffer
+            playing = control.mode == "running" and not buffer.empty
+            event = self._played.now(t_ns, buffer.plan_epoch if playing else None, buffer.stamp_ns)
+        if event is not None:
+            self._playing_publisher.publish(String(data=event))
+
     def _publish_plan(self, control: ControlLoop, t_ns: int) -> None:
         """Says what is left of the plan: when it changes, each period, at each tick while it is slowed, and its end."""
         with self._lock:
@@ -342,7 +408,7 @@ class ControllerNode(LifecycleNode):
                 changing = 0.0 < buffer.clock.rate < 1.0
                 if not changing and 0 <= t_ns - told[0] < buffer.period_s * 1e9:
                     return
-            rows_tc = buffer.rest() if playing else control.limiter.position_c[None]
+            rows_tc = buffer.rest() if playing else control.position_c[None]
             self._plan_told = (t_ns, buffer.stamp_ns or 0) if playing else None
         assert rows_tc is not None
         message = plan_to_message(PlanRest(t_ns, rows_tc), buffer.channels, buffer.period_s)
@@ -364,7 +430,10 @@ class ControllerNode(LifecycleNode):
                     "mode": mode,
                     "reason": reason,
                     "active": self._thread is not None,
+                    "embodiment": control.embodiment.name,
                     "strategy": self._strategy,
+                    "on_instruction": self._on_new,
+                    "played_instruction": self._played.text,
                     "epoch": control.buffer.epoch,
                     "plan_rate": control.buffer.clock.rate,
                     "chunks_accepted": control.buffer.accepted,
@@ -374,7 +443,11 @@ class ControllerNode(LifecycleNode):
                 values.update(control.refused.report("rejected"))
                 values.update({f"rejected.{key}": count for key, count in rejections.items() if count})
                 values.update(control.limiter.tally.report("limited"))
+                if control.base.guard is not None:
+                    values["obstacle_m"] = control.base.guard.distance
                 values.update({f"count.{key}": count for key, count in control.counters.items()})
+                misses = control.targets.misses if control.targets is not None else {}
+                values.update(control.targets.report("ik") if control.targets is not None else {})
             self._estop.tell(mode == "estopped")
             for name, seconds in (
                 ("p50", self._periods.p50),
@@ -385,6 +458,9 @@ class ControllerNode(LifecycleNode):
                     values[f"period_ms.{name}"] = seconds * 1e3
             values["overruns"] = self._overruns
             level, message = LEVEL_BY_MODE[mode], f"{mode}: {reason}"
+            for name, miss in misses.items():  # the arm is as near as it can get, and holds there
+                level = max(level, "warn", key=LEVELS.__getitem__)
+                message += f" ({name} is {miss.position_m * 1e3:.0f} mm, {miss.rotation_rad:.2f} rad off: out of reach)"
             values["chunk_publishers"] = policies = self.count_publishers(CHUNK_TOPIC)
             if policies > 1:  # the newest observation wins, so the plan jumps between them: safe, and no use
                 level = max(level, "warn", key=LEVELS.__getitem__)

@@ -17,6 +17,11 @@ import numpy as np
 
 from qwen_vla_core.interfaces import ActionChunk, Committed, Observation
 
+# age of the pictures when inference starts, decoding them, the model's three parts, a server's two, from look to
+# chunk, and from the observation's stamp to its chunk
+PARTS = ("preprocess", "backbone", "denoise", "queue", "transport")
+LATENCIES = ("image_age", "decode", *PARTS, "inference", "observation_to_chunk")
+
 VERSION = 1
 DIGEST_BYTES = 16
 
@@ -187,8 +192,10 @@ def chunk_digest(actions_hc: np.ndarray) -> str:
     return _digest(np.asarray(actions_hc, np.float64))
 
 
-def noise_of(seed: int, shape: tuple[int, int]) -> np.ndarray:
-    """(H, K) float32 starting noise of a seed."""
+def noise_of(seed: int | None, shape: tuple[int, int] | None) -> np.ndarray | None:
+    """(H, K) float32 starting noise of a seed; None without one."""
+    if seed is None or shape is None:
+        return None
     return np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
 
 

@@ -12,13 +12,13 @@ from launch_ros.actions import Node
 
 from qwen_vla_core.resources import DEFAULT_CHECKPOINT
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES
-from qwen_vla_ros.bringup import LOG_LEVELS, NodeSpec, build_graph, next_run_dir
+from qwen_vla_ros.bringup import DEFAULT_HOST, DEFAULT_PORT, LOG_LEVELS, NodeSpec, build_graph, next_run_dir
 
 BOOLEANS = ["true", "false"]
-FLAGS = ("use_sim_time", "sim", "mock", "policy", "record", "autostart")
+FLAGS = ("use_sim_time", "sim", "mock", "policy", "record", "autostart", "dashboard", "dashboard_read_only")
 SERVER = ("server", "server_token_file", "server_ca_file")
 ROBOT = ("embodiment", "checkpoint", *SERVER, "instruction", "strategy")
-TEXTS = (*ROBOT, "namespace", "params_file", "log_level", "task")
+TEXTS = (*ROBOT, "namespace", "params_file", "log_level", "task", "dashboard_host", "dashboard_token_file")
 
 
 def describe(robot: str | None = None) -> LaunchDescription:
@@ -37,6 +37,7 @@ def describe(robot: str | None = None) -> LaunchDescription:
             **flags,
             episodes=int(value["episodes"]),
             seed=int(value["seed"]),
+            dashboard_port=int(value["dashboard_port"]),
             episode_timeout_s=float(value["episode_timeout"]),
             run_dir=str(next_run_dir(value["rollouts"])) if flags["record"] or flags["sim"] else "",
         )
@@ -75,11 +76,26 @@ def _arguments(robot: str | None) -> list[DeclareLaunchArgument]:
         DeclareLaunchArgument("task", default_value="", description="What simulated instructions are drawn from"),
         DeclareLaunchArgument("episode_timeout", default_value="0.0", description="Simulated seconds; 0: the world's"),
         DeclareLaunchArgument("rollouts", default_value="rollouts", description="Folder of recorded runs"),
+        DeclareLaunchArgument("dashboard", default_value="true", choices=BOOLEANS, description="Operator's web page"),
+        DeclareLaunchArgument("dashboard_host", default_value=DEFAULT_HOST, description="Its address"),
+        DeclareLaunchArgument(
+            "dashboard_port", default_value=str(DEFAULT_PORT), description="Its port, or the next free one"
+        ),
+        DeclareLaunchArgument(
+            "dashboard_token_file",
+            default_value="",
+            description="Token that browsers must show; needed beyond loopback",
+        ),
+        DeclareLaunchArgument(
+            "dashboard_read_only", default_value="false", choices=BOOLEANS, description="Show everything, press nothing"
+        ),
     ]
 
 
 def _action(spec: NodeSpec) -> Node:
-    """One launch action; any node's end ends the launch, so that nothing is left running half."""
+    """One launch action. A node's end ends the launch, so that nothing is left running half; one that the robot does
+    not need is started again instead.
+    """
     reason = f"{spec.name} finished" if spec.ends_graph else f"{spec.name} ended"
     return Node(
         package=spec.package,
@@ -91,5 +107,7 @@ def _action(spec: NodeSpec) -> Node:
         additional_env=dict(spec.environment),
         ros_arguments=["--log-level", f"{spec.name}:={spec.log_level}"],
         output="screen",
-        on_exit=Shutdown(reason=reason),
+        on_exit=None if spec.optional else Shutdown(reason=reason),
+        respawn=spec.optional,
+        respawn_delay=2.0,
     )

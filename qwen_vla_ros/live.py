@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import struct
 import time
@@ -27,7 +28,7 @@ from rclpy.qos import (
     qos_check_compatible,
 )
 from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState, LaserScan
 
 from qwen_vla_core.embodiment.draft import GraphTopic
 from qwen_vla_core.embodiment.findings import Finding
@@ -39,15 +40,18 @@ from qwen_vla_core.embodiment.spec import (
     Embodiment,
     StateGroup,
 )
+from qwen_vla_core.embodiment.spec_base import ObstacleStopSpec
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.runtime.obstacles import ObstacleStop
 from qwen_vla_ros.bringup import node_environment
-from qwen_vla_ros.live_report import Endpoint, Evidence, Picture, TopicEvidence, judge
+from qwen_vla_ros.live_report import SCAN_MESSAGE, Endpoint, Evidence, Picture, ScanEvidence, TopicEvidence, judge
 from qwen_vla_ros.losses import LossCounter
 from qwen_vla_ros.messages import (
     compressed_to_rgb,
     groups_by_topic,
     image_message_type,
     image_to_rgb,
+    scan_from_message,
     state_from_message,
     state_message_type,
 )
@@ -240,6 +244,24 @@ class _StateProbe(_Probe):
         self._evidence.values.update(state_from_message(self._groups, msg))
 
 
+class _ScanProbe(_Probe):
+    """Judges scans as the controller's obstacle stop does."""
+
+    look_s = LOOK_S
+
+    def __init__(self, listener: Listener, evidence: TopicEvidence, stop: ObstacleStopSpec) -> None:
+        self._stop = stop
+        super().__init__(listener, evidence, LaserScan)
+
+    def look(self, msg: Any) -> None:
+        now_ns = self._listener.now_ns()
+        guard = ObstacleStop(self._stop, (1.0, 1.0), 1.0, 0.05)
+        guard.take(replace(scan_from_message(msg), stamp_ns=0), now_ns)
+        ways = {"ahead": 0.0, "behind": math.pi}
+        unseen = tuple(name for name, direction in ways.items() if not guard.sees(direction))
+        self._evidence.scan = ScanEvidence(len(msg.ranges), guard.problem(now_ns) or "", unseen)
+
+
 def picture_of(msg: Image | CompressedImage) -> Picture:
     """What a picture is, and why the policy could not use it."""
     encoding = msg.encoding if isinstance(msg, Image) else (msg.format or "compressed")
@@ -266,6 +288,8 @@ def check_live(
     with listening(namespace, use_sim_time) as listener:
         resolve = listener.node.resolve_topic_name
         inputs = [camera.topic for camera in robot.cameras] + [group.topic for group in robot.state]
+        stop = robot.safety.obstacle_stop
+        inputs += [stop.topic] if stop is not None else []
         outputs = [group.command.topic for group in robot.actions]
 
         def complete() -> bool:
@@ -315,6 +339,9 @@ def _probes(listener: Listener, robot: Embodiment, seen: Mapping[str, TopicEvide
     for topic, groups in groups_by_topic(robot.state).items():
         if _carries(seen[topic], STATE_MESSAGES[groups[0].source]):
             probes.append(_StateProbe(listener, seen[topic], state_message_type(groups), groups))
+    stop = robot.safety.obstacle_stop
+    if stop is not None and _carries(seen[stop.topic], SCAN_MESSAGE):
+        probes.append(_ScanProbe(listener, seen[stop.topic], stop))
     return probes
 
 

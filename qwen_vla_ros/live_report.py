@@ -20,8 +20,10 @@ from qwen_vla_core.embodiment.spec import (
     Embodiment,
     StateGroup,
 )
+from qwen_vla_core.embodiment.spec_base import ObstacleStopSpec
 from qwen_vla_ros.observation import SHAPE_TOLERANCE
 
+SCAN_MESSAGE = "sensor_msgs/msg/LaserScan"
 LOST_ERROR = 0.05  # a larger share of lost messages is an error [O]
 FUTURE_WARN_MS = 20.0  # two processes on one machine never differ by so much; two machines with chrony seldom do [O]
 START_TOLERANCE_S = 0.1  # as the controller: so far outside its limits a joint may be measured at its velocity limit
@@ -60,6 +62,15 @@ class Picture:
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class ScanEvidence:
+    """A laser scan: how many ranges, why the obstacle stop could not use it, and where it measures nothing."""
+
+    ranges: int
+    problem: str = ""
+    unseen: tuple[str, ...] = ()
+
+
 @dataclass
 class TopicEvidence:
     """One topic as it was seen and heard. Times in nanoseconds of the ROS clock.
@@ -81,6 +92,7 @@ class TopicEvidence:
     short: tuple[str, ...] = ()
     values: dict[str, float] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
+    scan: ScanEvidence | None = None
 
     @property
     def published(self) -> tuple[str, ...]:
@@ -117,7 +129,29 @@ def judge(robot: Embodiment, evidence: Evidence) -> list[Finding]:
         findings += _state(groups, robot, evidence)
     for index, action in enumerate(robot.actions):
         findings += _command(index, action, evidence)
+    if robot.safety.obstacle_stop is not None:
+        findings += _scan(robot.safety.obstacle_stop, robot, evidence)
     return findings
+
+
+def _scan(stop: ObstacleStopSpec, robot: Embodiment, evidence: Evidence) -> Iterator[Finding]:
+    """The obstacle stop's scanner: without a scan that it can use the robot holds."""
+    key, subject, seen = "safety.obstacle_stop", f"scanner {stop.topic}", evidence.robot[stop.topic]
+    problem = _missing(key, subject, SCAN_MESSAGE, seen, evidence)
+    if problem is not None:
+        yield problem
+        return
+    found = list(_stream(key, subject, seen, stop.max_age_ms, robot, evidence))
+    scan = seen.scan
+    if scan is not None and scan.problem:
+        fix = "let the driver follow REP 117 (inf where nothing is), or uncover the scanner"
+        found.append(Finding("error", subject, f"{scan.problem}: the robot would hold", fix))
+    elif scan is not None and scan.unseen:
+        text = f"does not see {' and '.join(scan.unseen)}: the base will not drive there"
+        found.append(Finding("warn", subject, text, f"check {key}.mount (yaw), or let another scanner see it"))
+    yield from found
+    if not found and scan is not None:
+        yield Finding("ok", subject, f"{scan.ranges} ranges, {_rhythm(seen)}")
 
 
 def _camera(index: int, camera: CameraSpec, robot: Embodiment, evidence: Evidence) -> Iterator[Finding]:

@@ -19,13 +19,14 @@ from builtin_interfaces.msg import Duration as DurationMsg
 from builtin_interfaces.msg import Time as TimeMsg
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState, LaserScan
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from qwen_vla_core.embodiment.spec import POSE_FIELDS, CameraSpec, StateGroup
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.interfaces import ActionChunk
 from qwen_vla_core.runtime.commitment import PlanRest
+from qwen_vla_core.runtime.obstacles import Scan
 from qwen_vla_core.runtime.splines import spline_velocities
 from qwen_vla_ros.node_utils import ns_to_stamp, stamp_to_ns
 
@@ -305,6 +306,32 @@ def state_to_message(groups: Iterable[StateGroup], values: Mapping[str, float], 
     groups = list(groups)
     convert = {"joint_state": state_to_joint_state, "odometry": state_to_odometry, "pose": state_to_pose}
     return convert[groups[0].source](groups, values, stamp)
+
+
+def scan_from_message(msg: LaserScan) -> Scan:
+    """LaserScan → Scan, unchecked: judging it is the obstacle stop's job."""
+    return Scan(
+        angle_min=msg.angle_min,
+        angle_increment=msg.angle_increment,
+        range_min=msg.range_min,
+        range_max=msg.range_max,
+        ranges=np.array(msg.ranges, dtype=np.float64),
+        stamp_ns=stamp_to_ns(msg.header.stamp),
+    )
+
+
+def scan_to_message(scan: Scan, frame_id: str) -> LaserScan:
+    """Scan → LaserScan; what a simulator publishes in a scanner's place."""
+    msg = LaserScan(
+        angle_min=float(scan.angle_min),
+        angle_max=float(scan.angle_min + scan.angle_increment * (len(scan.ranges) - 1)),
+        angle_increment=float(scan.angle_increment),
+        range_min=float(scan.range_min),
+        range_max=float(scan.range_max),
+        ranges=array.array("f", np.asarray(scan.ranges, dtype=np.float32).tobytes()),
+    )
+    msg.header.stamp, msg.header.frame_id = ns_to_stamp(scan.stamp_ns), frame_id
+    return msg
 
 
 def _trajectory(rows_tc: np.ndarray, channels: tuple[str, ...], stamp_ns: int, first: int, period_s: float) -> Any:

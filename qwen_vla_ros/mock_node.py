@@ -13,18 +13,22 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import ParameterDescriptor, ParameterType
 from rclpy.node import Node
+from sensor_msgs.msg import LaserScan
 from std_srvs.srv import Trigger
 
-from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec, Embodiment
 from qwen_vla_core.runtime.mock_robot import MockRobot, moving_pattern, pattern_background
+from qwen_vla_core.runtime.mock_scanner import DEFAULT_ROOM, scan_of_boxes
 from qwen_vla_ros.commands import adapter_for, command_kind
 from qwen_vla_ros.messages import (
     groups_by_topic,
     image_message_type,
     numpy_to_image,
     rgb_to_compressed,
+    scan_to_message,
     state_message_type,
     state_to_message,
 )
@@ -34,14 +38,16 @@ from qwen_vla_ros.node_utils import (
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
+    declare_robot,
     heartbeat,
+    load_robot,
     ns_to_stamp,
     run_node,
     status_message,
 )
 
 MAX_STEP_S = 0.1  # after a longer pause (or a jump of the clock) the mock moves on by this much, not by a leap
-DEFAULT_CAMERA_HZ = 15.0
+DEFAULT_CAMERA_HZ, SCAN_HZ = 15.0, 20.0
 
 
 class MockNode(Node):
@@ -49,7 +55,7 @@ class MockNode(Node):
 
     def __init__(self) -> None:
         super().__init__("mock_node")
-        name = declare(self, "embodiment", "aloha", "Robot YAML (name or path)", read_only=True)
+        name = declare_robot(self, "aloha")
         text = (
             "Listen to each command's simulation_kind, where set: the robot's own message packages are then not needed"
         )
@@ -59,8 +65,13 @@ class MockNode(Node):
         )
         text = "Rate of the cameras; 0: that of the YAML's simulation section, or 15"
         camera_hz = declare(self, "camera_rate_hz", 0.0, text, read_only=True, minimum=0.0, maximum=120.0)
-        self.embodiment: Embodiment = load_embodiment(name)
-        self.robot = MockRobot(self.embodiment)
+        self.embodiment: Embodiment = load_robot(self, name)
+        self.robot = MockRobot(self.embodiment, self._simulated)
+        text = (
+            "Obstacles around a robot with a laser scanner: x0, y0, x1, y1 of each box, metres in the odometry's frame"
+        )
+        descriptor = ParameterDescriptor(description=text, type=ParameterType.PARAMETER_DOUBLE_ARRAY)
+        self.declare_parameter("obstacles", list(DEFAULT_ROOM), descriptor)
         self._bad_commands = 0
         self._pictures = 0
         self._last_ns = self._now_ns()
@@ -75,6 +86,10 @@ class MockNode(Node):
             for camera in self.embodiment.cameras
         }
         self._backgrounds = {size: pattern_background(*size) for size in {c.size for c in self.embodiment.cameras}}
+        stop = self.embodiment.safety.obstacle_stop
+        if stop is not None:
+            self._scan_publisher = self.create_publisher(LaserScan, stop.topic, CAMERA_QOS)
+            self.create_timer(1.0 / SCAN_HZ, partial(self._publish_scan, stop.mount))
         self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
         self.create_service(Trigger, "qwen_vla/mock_reset", self._reset)
         simulation = self.embodiment.simulation
@@ -87,7 +102,7 @@ class MockNode(Node):
         )
 
     def _subscribe(self) -> None:
-        for group in self.embodiment.actions:
+        for group in commanded_robot(self.embodiment).actions:
             adapter = adapter_for(command_kind(group, self._simulated))
             callback = partial(self._on_command, group, adapter.decode)
             self.create_subscription(adapter.message_type, group.command.topic, callback, COMMAND_QOS)
@@ -107,6 +122,12 @@ class MockNode(Node):
         for topic, groups in self._state_topics.items():
             self._state_publishers[topic].publish(state_to_message(groups, self.robot.values, stamp))
 
+    def _publish_scan(self, mount: tuple[float, float, float]) -> None:
+        corners = list(self.get_parameter("obstacles").value)
+        boxes = np.array(corners[: len(corners) // 4 * 4]).reshape(-1, 4)
+        scan = scan_of_boxes(boxes, self.robot.base_pose, mount, self._now_ns())
+        self._scan_publisher.publish(scan_to_message(scan, "laser"))
+
     def _publish_pictures(self) -> None:
         stamp_ns = self._now_ns()
         for index, camera in enumerate(self.embodiment.cameras):
@@ -124,7 +145,7 @@ class MockNode(Node):
 
     def _reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Puts the mock back where it began."""
-        self.robot = MockRobot(self.embodiment)
+        self.robot = MockRobot(self.embodiment, self._simulated)
         response.success, response.message = True, "the mock is at its start pose"
         return response
 

@@ -15,18 +15,22 @@ from typing import Any
 import rclpy
 from builtin_interfaces.msg import Time as TimeMsg
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
+from qwen_vla_core.embodiment import Embodiment
+from qwen_vla_core.embodiment import load_robot as load_runnable
+from qwen_vla_core.embodiment.namespaced import namespaced
 from qwen_vla_core.errors import UserError
 
 CHUNK_TOPIC = "qwen_vla/chunk"
 CONSUMED_TOPIC = "qwen_vla/consumed"
 PLAN_TOPIC = "qwen_vla/plan"
+PLAYING_TOPIC = "qwen_vla/playing"
 INSTRUCTION_TOPIC = "qwen_vla/instruction"
 STATUS_TOPIC = "qwen_vla/status"
 EPISODE_TOPIC = "qwen_vla/episode"
@@ -94,6 +98,38 @@ def declare(
         return node.declare_parameter(name, default, descriptor).value
     except Exception as error:
         raise UserError(f"parameter '{name}' of {node.get_name()}: {error}") from error
+
+
+def declare_robot(node: Node, default: str = "", text: str = "Robot YAML (name or path)", fixed: bool = True) -> str:
+    """Declares ``embodiment`` and ``namespaced_topics``, which ``load_robot`` reads, and returns the former.
+
+    ``fixed``: the robot may not be changed later; otherwise the node has to say when it may.
+    """
+    about = "Topics that the YAML writes with a leading '/' are inside the node's namespace too: for several robots"
+    declare(node, "namespaced_topics", False, about, read_only=True)
+    return str(declare(node, "embodiment", default, text, read_only=fixed))
+
+
+def load_robot(node: Node, source: str) -> Embodiment:
+    """The embodiment ``source``, with its topics where the node's parameters want them."""
+    return in_its_place(node, load_runnable(source))
+
+
+def another_robot(source: str, active: bool) -> SetParametersResult:
+    """Whether a lifecycle node may be given another ``embodiment`` now: not while active, and only one that loads."""
+    if active:
+        return SetParametersResult(successful=False, reason="active: deactivate first, then set another embodiment")
+    if source:
+        try:
+            load_runnable(source)
+        except UserError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+    return SetParametersResult(successful=True)
+
+
+def in_its_place(node: Node, robot: Embodiment) -> Embodiment:
+    """A robot with its topics where the node's parameters want them."""
+    return namespaced(robot) if node.get_parameter("namespaced_topics").value else robot
 
 
 def stamp_to_ns(stamp: TimeMsg) -> int:

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import JointTrajectory
 
@@ -30,9 +32,9 @@ from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, find_
 from qwen_vla_core.runtime.controller import held_channels
 from qwen_vla_core.runtime.latency import LatencyWindow
 from qwen_vla_core.runtime.plan_clock import NANO
-from qwen_vla_core.runtime.schedule import DEFAULT_EXECUTE_STEPS, LookSchedule
-from qwen_vla_ros.engines import EngineSetup, declare_engine, make_engine
-from qwen_vla_ros.inference_log import Asked, Held, Look, noise_of, record_of
+from qwen_vla_core.runtime.schedule import LookSchedule
+from qwen_vla_ros.engines import EngineSetup, EngineShelf, make_engine
+from qwen_vla_ros.inference_log import LATENCIES, Asked, Held, Look, noise_of, record_of
 from qwen_vla_ros.messages import (
     chunk_to_message,
     compressed_to_rgb,
@@ -55,13 +57,14 @@ from qwen_vla_ros.node_utils import (
     STATE_QOS,
     STATUS_QOS,
     STATUS_TOPIC,
-    declare,
+    another_robot,
     heartbeat,
     run_node,
     stamp_to_ns,
     status_message,
 )
 from qwen_vla_ros.observation import ObservationBuffer
+from qwen_vla_ros.policy_parameters import declare_policy
 
 STATUS_PERIOD_S = 0.5
 JOIN_TIMEOUT_S = 5.0  # a supervisor that stops this node waits twice as long before it uses force
@@ -69,50 +72,30 @@ POLL_S = 0.01  # how soon a new image or the end of a problem is noticed
 RETRY_S = 0.1  # between two questions to a server that is away
 IDLE_REASONS = ("no instruction", "not active")
 LONGEST_WAIT_S = 0.05  # how soon a changed plan or parameter is noticed between two looks
-# age of the pictures when inference starts, decoding them, the model's three parts, a server's two, from look to
-# chunk, and from the observation's stamp to its chunk
-PARTS = ("preprocess", "backbone", "denoise", "queue", "transport")
-LATENCIES = ("image_age", "decode", *PARTS, "inference", "observation_to_chunk")
 
 
 class PolicyNode(LifecycleNode):
     """See the module's text. Parameters are described where they are declared."""
 
-    def __init__(self) -> None:
-        super().__init__("policy_node")
-        declare_engine(self)
-        declare(self, "instruction", "", "Instruction at start; qwen_vla/instruction replaces it", read_only=True)
-        declare(self, "autostart", False, "Configure and activate without being asked", read_only=True)
-        text = f"How chunks follow each other: {', '.join(STRATEGIES)}. The controller node needs the same."
-        self._strategy_name: str = declare(self, "strategy", DEFAULT_STRATEGY, text, read_only=True)
-        text = "Actions between two looks, fewer where the next chunk would come too late; 0: as fast as it can"
-        declare(self, "execute_steps", DEFAULT_EXECUTE_STEPS, text, minimum=0, maximum=1000)
-        declare(self, "flow_steps", 0, "Euler steps of the sampler; 0: the checkpoint's", minimum=0, maximum=100)
-        declare(
-            self,
-            "fault_after_s",
-            5.0,
-            "Holding for longer than this is reported as a fault",
-            minimum=0.1,
-            maximum=3600.0,
-        )
-        declare(
-            self,
-            "frozen_after_s",
-            1.0,
-            "A camera that sends bit-identical pictures for longer than this is frozen; 0: no such check (simulation)",
-            read_only=True,
-            minimum=0.0,
-            maximum=3600.0,
-        )
+    def __init__(self, shelf: EngineShelf | None = None, **options: Any) -> None:
+        """
+        Args:
+            shelf: models that are shared with other nodes of this process.
+            options: of ``rclpy.node.Node``.
+        """
+        super().__init__("policy_node", **options)
+        declare_policy(self)
+        self._strategy_name = str(self.get_parameter("strategy").value)
         self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
         self._latency_publisher = self.create_publisher(Float64, LATENCY_TOPIC, COMMAND_QOS)
         self._inference_publisher = self.create_publisher(String, INFERENCE_TOPIC, COMMAND_QOS)
         self._chunk_publisher = self.create_lifecycle_publisher(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
         heartbeat(self, STATUS_PERIOD_S, self._publish_status)
         self._subscriptions_made: list[Any] = []
+        self._shelf = EngineShelf() if shelf is None else shelf
         self._engine: Any = None
         self._robot = ""
+        self._source: str | None = None  # parameter embodiment as it was configured
         self._checkpoint_id: Callable[[], str] = str
         self._noise_shape: tuple[int, int] | None = None
         self._seed: int | None = None  # of the last inference's noise
@@ -134,6 +117,7 @@ class PolicyNode(LifecycleNode):
         self._reported = ""
         self._counts = {"inferences": 0, "discarded": 0, "failures": 0}
         self._latency = {name: LatencyWindow() for name in LATENCIES}
+        self.add_on_set_parameters_callback(self._on_parameters)
 
     # --- lifecycle -------------------------------------------------------------------------------------------------
 
@@ -157,6 +141,10 @@ class PolicyNode(LifecycleNode):
         if self._worker is not None and self._worker.is_alive():
             self.get_logger().error("activate refused: the last inference has not ended yet; try again")
             return TransitionCallbackReturn.FAILURE
+        if str(self.get_parameter("embodiment").value) != self._source:  # another robot since it was configured
+            result = self.on_configure(state)
+            if result != TransitionCallbackReturn.SUCCESS:
+                return result
         self._stop.clear()
         self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
         result = super().on_activate(state)
@@ -170,19 +158,36 @@ class PolicyNode(LifecycleNode):
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribes and forgets the model."""
+        """Unsubscribes and forgets the robot; the weights stay in memory, unless ``keep_weights`` is false."""
+        self._forget_robot()
+        if not self._shelf.shared and not self.get_parameter("keep_weights").value:
+            self._shelf.clear()
+        self._set_problem("not configured")
+        return TransitionCallbackReturn.SUCCESS
+
+    def _forget_robot(self) -> None:
         for subscription in self._subscriptions_made:
             self.destroy_subscription(subscription)
         self._subscriptions_made.clear()
         self._close_engine()
-        self._buffer = self._plans = None
-        self._set_problem("not configured")
-        return TransitionCallbackReturn.SUCCESS
+        self._buffer = self._plans = self._source = None
+
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        """Another robot only while this one is not being driven, and only one that can be read."""
+        for parameter in parameters:
+            if parameter.name == "embodiment":
+                return another_robot(str(parameter.value), self._worker is not None)
+        return SetParametersResult(successful=True)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stops inference from any state."""
         self._stop_worker()
         return TransitionCallbackReturn.SUCCESS
+
+    def ask_to_stop(self) -> None:
+        """The worker ends after the inference it is in; ``close`` waits for that."""
+        self._stop.set()
+        self._wake.set()
 
     def close(self) -> None:
         """Ends the worker before the process does."""
@@ -201,7 +206,9 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self) -> None:
         self._strategy = find_strategy(self._strategy_name)
-        self._close_engine()
+        self._forget_robot()
+        source = str(self.get_parameter("embodiment").value)
+        began = time.monotonic()
         setup = self._make_engine()
         self._engine, embodiment, self._checkpoint_id = setup.engine, setup.embodiment, setup.checkpoint_id
         self._robot, self._noise_shape = embodiment.name, setup.noise_shape
@@ -209,7 +216,8 @@ class PolicyNode(LifecycleNode):
         if not setup.warm:  # the first inference is slow; it must not cost the first chunk
             self._predict(neutral_observation(embodiment))
         self.get_logger().info(
-            f"{setup.description}, embodiment {embodiment.name}, warm-up {time.monotonic() - started:.2f} s"
+            f"{setup.description} in {started - began:.2f} s, embodiment {embodiment.name}, "
+            f"warm-up {time.monotonic() - started:.2f} s"
         )
         if self._strategy.conditioning == "prefix" and setup.trained_prefix == 0:
             self.get_logger().warning(
@@ -223,10 +231,12 @@ class PolicyNode(LifecycleNode):
             self._subscribe(state_message_type(groups), topic, self._state_callback(groups), STATE_QOS)
         self._subscribe(String, INSTRUCTION_TOPIC, self._on_instruction, LATCHED_QOS)
         self._subscribe(JointTrajectory, PLAN_TOPIC, self._on_plan, COMMAND_QOS)
+        self._latency = {name: LatencyWindow() for name in LATENCIES}  # another robot's say nothing of this one's
+        self._source = source
         self._set_problem("not active")
 
     def _make_engine(self) -> EngineSetup:
-        return make_engine(self)
+        return make_engine(self, self._shelf)
 
     def _close_engine(self) -> None:
         engine, self._engine = self._engine, None
@@ -375,7 +385,7 @@ class PolicyNode(LifecycleNode):
         # After the chunk, which does not wait for it.
         asked = Asked(self._robot, committed, int(self.get_parameter("flow_steps").value), self._held, self._seed)
         about = {"checkpoint": self._checkpoint_id(), "strategy": self._strategy_name, "chunk_ns": chunk_ns}
-        record = record_of(look, asked, chunk, {**self._seconds, **spent_s}, **about)
+        record = record_of(look, asked, chunk, self._seconds | spent_s, **about)
         self._inference_publisher.publish(String(data=record.to_text()))
         return True
 
@@ -404,10 +414,8 @@ class PolicyNode(LifecycleNode):
     def _predict(self, observation: Observation, committed: Committed | None = None) -> ActionChunk:
         """Asks the engine, and keeps where the time went for the status."""
         self._engine.steps = int(self.get_parameter("flow_steps").value) or None
-        noise_hk, self._seed = None, None
-        if self._noise_shape is not None:
-            self._seed = self._draw_seed()
-            noise_hk = noise_of(self._seed, self._noise_shape)
+        self._seed = self._draw_seed() if self._noise_shape is not None else None
+        noise_hk = noise_of(self._seed, self._noise_shape)
         (prediction,) = self._engine.predict([Request(observation, self._robot, committed, noise_hk)])
         self._seconds = dict(prediction.seconds)
         for name, seconds in prediction.seconds.items():
@@ -417,8 +425,7 @@ class PolicyNode(LifecycleNode):
         return chunk
 
     def _stop_worker(self) -> None:
-        self._stop.set()
-        self._wake.set()
+        self.ask_to_stop()
         if self._worker is not None:
             self._worker.join(timeout=JOIN_TIMEOUT_S)
             if not self._worker.is_alive():
@@ -447,6 +454,7 @@ class PolicyNode(LifecycleNode):
     def _publish_status(self) -> None:
         level, state, message = self._state()
         values: dict[str, object] = {"state": state, "reason": self._problem or "", "instruction": self._instruction}
+        values["embodiment"] = self._robot
         values["ready"] = str(self._worker is not None and not self._stop.is_set()).lower()
         values["checkpoint"] = self._checkpoint_id()
         values["strategy"] = self._strategy_name
@@ -472,9 +480,13 @@ def _phase(problem: str | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Console entry point."""
+    """Console entry point: one robot's policy, or with the parameter ``robots`` those of several."""
+    from qwen_vla_ros.fleet import Fleet, asked_for
 
-    def create() -> PolicyNode:
+    def create() -> PolicyNode | Fleet:
+        robots = asked_for()
+        if robots:
+            return Fleet(robots)
         node = PolicyNode()
         if node.get_parameter("autostart").value:
             node.start()

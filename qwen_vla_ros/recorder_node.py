@@ -24,10 +24,10 @@ from std_msgs.msg import Bool, Float64, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from qwen_vla_core.embodiment import Embodiment, load_embodiment
+from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.rollouts.index import OUTCOMES, PARTIAL
-from qwen_vla_ros.bag import EpisodeBag
+from qwen_vla_ros.bag import EpisodeBag, learn
 from qwen_vla_ros.bringup import next_run_dir
 from qwen_vla_ros.commands import adapter_for, command_kind
 from qwen_vla_ros.estop import ANY_QOS, ESTOPPED_TOPIC
@@ -45,20 +45,26 @@ from qwen_vla_ros.node_utils import (
     NOTE_TOPIC,
     OUTCOME_TOPIC,
     PLAN_TOPIC,
+    PLAYING_TOPIC,
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
+    declare_robot,
     heartbeat,
+    load_robot,
     run_node,
     status_message,
 )
 from qwen_vla_ros.verdicts import Verdict, attach, verdict_of
 
-IMAGE_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
+IMAGE_QOS = QoSProfile(
+    depth=30, reliability=ReliabilityPolicy.BEST_EFFORT
+)  # a second: closing a bag waits for the disk
 STREAM_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
-BEFORE_S = 0.5  # what arrived so shortly before an instruction goes into its bag: the first chunk was made from it
-KEPT_IMAGES, KEPT_OTHERS = 4, 100
+# What arrived shortly before an instruction goes into its bag, as much as a policy remembers: it may choose from that.
+KEPT_IMAGES, KEPT_OTHERS = 4, 250
+BEFORE_S = 4.0
 
 
 class RecorderNode(Node):
@@ -66,7 +72,7 @@ class RecorderNode(Node):
 
     def __init__(self) -> None:
         super().__init__("recorder_node")
-        name = declare(self, "embodiment", "aloha", "Robot YAML (name or path)", read_only=True)
+        name = declare_robot(self, "aloha")
         self._simulated = declare(
             self,
             "simulated",
@@ -100,7 +106,7 @@ class RecorderNode(Node):
         self._min_free_mb = declare(
             self, "min_free_mb", 1000, "Stop recording before less than this is free on the disk", minimum=0
         )
-        self.embodiment = load_embodiment(name)
+        self.embodiment = load_robot(self, name)
         self.run_dir = Path(run_dir).expanduser() if run_dir else next_run_dir(rollouts)
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -118,7 +124,7 @@ class RecorderNode(Node):
         self._last: tuple[Path, str] | None = None  # the episode closed last, and its outcome
         self._counts = {"bags": 0, "messages": 0, "bytes": 0}
         self._window = (time.monotonic(), 0)
-        self._losses = LossCounter()  # of the bag that is open
+        self._losses = LossCounter()  # since the last bag was opened
         self._lost_before = 0  # in bags that are closed
         self._problem = ""
         self._failure = ""  # of the last bag, until the next one is open
@@ -128,6 +134,7 @@ class RecorderNode(Node):
             kept = {camera.topic: KEPT_IMAGES for camera in self.embodiment.cameras}
             kept |= dict.fromkeys([*groups_by_topic(self.embodiment.state), PLAN_TOPIC], KEPT_OTHERS)
             self._recent = {self.resolve_topic_name(topic): deque(maxlen=most) for topic, most in kept.items()}
+        learn(message_type for message_type, _ in self.topics.values())
         for topic, (message_type, qos) in self.topics.items():
             self.create_subscription(message_type, topic, self._raw_callback(topic), qos, raw=True)
         self.create_subscription(Bool, HUMAN_TOPIC, self._raw_callback(HUMAN_TOPIC), LATCHED_QOS, raw=True)
@@ -153,7 +160,10 @@ class RecorderNode(Node):
             if topic == EPISODE_TOPIC:
                 event = self._episode_event(deserialize_message(data, String).data)
             elif topic == INSTRUCTION_TOPIC:
+                self._latched.pop((name, b""), None)  # a bag that begins with an instruction holds no earlier one
                 self._on_instruction(deserialize_message(data, String).data.strip())
+                self._latched[name, b""] = (name, data)
+            elif topic == PLAYING_TOPIC:
                 self._latched[name, b""] = (name, data)
             elif topic == STATUS_TOPIC:
                 for status in deserialize_message(data, DiagnosticArray).status:
@@ -172,8 +182,7 @@ class RecorderNode(Node):
                 verdict = self._verdict(deserialize_message(data, String).data)
             if event.get("event") == "started" and self._by_events:
                 self._begin({key: event.get(key) for key in ("index", "seed", "instruction")})
-            if self._bag is not None:
-                self._losses.heard(name, stream, info.get("publication_sequence_number"), single)
+            self._losses.heard(name, stream, info.get("publication_sequence_number"), single)
             self._write(name, data)
             if event.get("event") == "finished" and self._by_events:  # after its own message went into the bag
                 about = {"seconds": event.get("seconds"), "reason": event.get("reason"), "judged_by": "simulator"}
@@ -201,6 +210,8 @@ class RecorderNode(Node):
 
     def _fail(self, bag: EpisodeBag, error: OSError) -> None:
         """Gives the bag up and says so in the status until the next one is open; the node goes on."""
+        if self._bag is not None:
+            self._lost_before += self._losses.lost.total()
         self._bag = None
         self._failure = f"recording of {bag.path} failed: {error}; what was written stays in {PARTIAL}"
         self.get_logger().error(self._failure)
@@ -239,6 +250,7 @@ class RecorderNode(Node):
             "embodiment_policy_hash": self.embodiment.policy_hash,
             "embodiment_yaml": self.embodiment.source_text,
             "namespace": self.get_namespace(),
+            "namespaced_topics": bool(self.get_parameter("namespaced_topics").value),
             "checkpoint": self._checkpoint,
             "simulated": self._simulated,
             "started_ns": self._began_ns,
@@ -253,8 +265,7 @@ class RecorderNode(Node):
             return
         self._failure = self._note = ""
         self._told = [(self._began_ns, str(about.get("instruction") or ""))]
-        self._lost_before += self._losses.lost.total()
-        self._losses = LossCounter()
+        self._losses.lost.clear()  # what was lost between episodes; the numbers heard last still count
         earlier = [(t, name, data) for name, kept in self._recent.items() for t, data in kept]
         for arrived_ns, name, data in sorted(earlier, key=lambda message: message[0]):
             if self._began_ns - arrived_ns < BEFORE_S * 1e9:
@@ -271,6 +282,7 @@ class RecorderNode(Node):
         bag, self._bag = self._bag, None
         if bag is None:
             return
+        self._lost_before += self._losses.lost.total()
         seconds = round((int(self.get_clock().now().nanoseconds) - self._began_ns) * 1e-9, 3)
         told = [[round((at_ns - self._began_ns) * 1e-9, 3), text] for at_ns, text in self._told]
         known = {"seconds": seconds, "reason": "", "note": self._note, "instructions": told}
@@ -346,7 +358,7 @@ class RecorderNode(Node):
         self._window = (now, self._counts["bytes"])
         state = "recording" if self._bag is not None else "waiting"
         values = {"state": state, **self._counts, "mb_per_s": (self._counts["bytes"] - size) / 1e6 / (now - then)}
-        values["lost"] = self._lost_before + self._losses.lost.total()
+        values["lost"] = self._lost_before + (self._losses.lost.total() if self._bag is not None else 0)
         values["run_dir"] = self.run_dir
         values["episode"] = self._bag.path.name if self._bag is not None else ""
         values["last_episode"], values["last_outcome"] = (
@@ -380,6 +392,7 @@ def recorded_topics(embodiment: Embodiment, simulated: bool) -> dict[str, tuple[
         topics[group.command.topic] = (message_type, RELIABLE_QOS)
     topics[CHUNK_TOPIC] = topics[CONSUMED_TOPIC] = topics[PLAN_TOPIC] = (JointTrajectory, RELIABLE_QOS)
     topics[LATENCY_TOPIC] = (Float64, RELIABLE_QOS)
+    topics[PLAYING_TOPIC] = (String, LATCHED_QOS)
     topics[INSTRUCTION_TOPIC] = (String, LATCHED_QOS)
     topics[STATUS_TOPIC] = (DiagnosticArray, STATUS_QOS)
     topics[EPISODE_TOPIC] = (String, LATCHED_QOS)

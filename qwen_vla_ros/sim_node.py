@@ -6,6 +6,7 @@ director runs episodes (reset, instruction, judge, result). Commands and service
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -17,19 +18,22 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import LaserScan
 
-from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.spec import ActionGroup, CameraSpec
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.evaluation.suites.protocol import IN_DISTRIBUTION
 from qwen_vla_core.runtime.mock_robot import SERVO_TIMEOUT_S
+from qwen_vla_core.runtime.obstacles import Scan
 from qwen_vla_core.sim.registry import make_world, world_class
-from qwen_vla_ros.commands import adapter_for, command_kind
+from qwen_vla_ros.commands import TWIST_FIELD_PATHS, adapter_for, command_kind
 from qwen_vla_ros.messages import (
     groups_by_topic,
     image_message_type,
     numpy_to_image,
     rgb_to_compressed,
+    scan_to_message,
     state_message_type,
     state_to_message,
 )
@@ -39,7 +43,9 @@ from qwen_vla_ros.node_utils import (
     STATUS_QOS,
     STATUS_TOPIC,
     declare,
+    declare_robot,
     heartbeat,
+    load_robot,
     ns_to_stamp,
     run_node,
     status_message,
@@ -48,6 +54,7 @@ from qwen_vla_ros.sim_camera import TwinCamera
 from qwen_vla_ros.sim_episodes import Director, EpisodeSettings
 from qwen_vla_ros.suite_runner import WatchedEpisode, episode_row
 
+SCAN_HZ, SCAN_BEAMS, SCAN_RANGE_M = 10.0, 360, 10.0  # of the simulated laser scanner
 MAX_LAG_S = 0.1  # further behind real time than this, the schedule starts anew instead of catching up in a burst
 
 
@@ -56,7 +63,7 @@ class SimNode(Node):
 
     def __init__(self) -> None:
         super().__init__("sim_node")
-        name = declare(self, "embodiment", "aloha", "Robot YAML (name or path)", read_only=True)
+        name = declare_robot(self, "aloha")
         self._factor = declare(
             self, "real_time_factor", 1.0, "Simulated seconds per second", read_only=True, minimum=0.05, maximum=10.0
         )
@@ -91,7 +98,7 @@ class SimNode(Node):
             wait_for_recorder=declare(self, "wait_for_recorder", False, "Start with the recorder only", read_only=True),
             summary_file=declare(self, "summary_file", "", "JSON with all outcomes", read_only=True),
         )
-        self.embodiment = load_embodiment(name)
+        self.embodiment = commanded_robot(load_robot(self, name))
         simulation = self.embodiment.simulation
         if simulation is None:
             raise UserError(f"parameter 'embodiment': '{self.embodiment.name}' has no simulation section")
@@ -103,6 +110,8 @@ class SimNode(Node):
         if self._watched is not None:
             options = self._watched.world_options
         self._world: Any = make_world(simulation.world, **options)
+        if self.embodiment.channels != tuple(self._world.channels):
+            self._world.command_by(self.embodiment.channels)
         if settings.timeout_s == 0.0:
             settings = replace(settings, timeout_s=float(self._world.limit_s))
         self._camera = TwinCamera(simulation.world, self._world, **options)
@@ -119,6 +128,13 @@ class SimNode(Node):
         self._commanded_at = 0.0
         self._steps = 0
         self._rate_window = (time.monotonic(), 0, 0)
+        self._tracked = next((group for group in self.embodiment.actions if group.tracked(simulated=True)), None)
+        if self._tracked is not None and not hasattr(self._world, "drive"):
+            raise UserError(
+                f"actions: '{self._tracked.name}' is commanded with a twist, which world '{simulation.world}' "
+                "does not take; set command.simulation_kind: pose_stamped"
+            )
+        self._twist = dict.fromkeys(TWIST_FIELD_PATHS, 0.0)
         self._index = {channel: i for i, channel in enumerate(self.embodiment.channels)}
         self._world.reset(settings.seed, settings.instruction or None)
         self._camera.reset(settings.seed, self._world.instruction)
@@ -150,6 +166,12 @@ class SimNode(Node):
             self.create_subscription(
                 adapter.message_type, group.command.topic, self._command_callback(group, adapter.decode), COMMAND_QOS
             )
+        stop = self.embodiment.safety.obstacle_stop
+        if stop is not None:
+            if not hasattr(self._world, "scan"):
+                raise UserError("safety.obstacle_stop: this world has no laser scanner; delete it to simulate")
+            self._scan_publisher = self.create_publisher(LaserScan, stop.topic, CAMERA_QOS)
+            self._steps_per_scan = max(1, round(self._world.control_hz / SCAN_HZ))
         self._status_publisher = self.create_publisher(DiagnosticArray, STATUS_TOPIC, STATUS_QOS)
         heartbeat(self, 1.0, self._publish_status)
 
@@ -163,6 +185,7 @@ class SimNode(Node):
             self._target_c = np.array(self._world.command())
             if self._watched is not None:
                 self._watched.begin()
+            self._twist.update(vx=0.0, wz=0.0)
             rendered = self._rendered
             chosen = str(self._world.instruction)
         # The round of pictures that was under way may still show the old scene: wait for the end of the next one.
@@ -206,13 +229,20 @@ class SimNode(Node):
             with self.lock:
                 if self.seconds_since_command() > SERVO_TIMEOUT_S / self._factor:
                     self._target_c[self._world.held_c] = 0.0
-                self._world.step(self._target_c)
+                    self._twist.update(vx=0.0, wz=0.0)
+                if self._tracked is None:
+                    self._world.step(self._target_c)
+                else:
+                    self._world.drive(self._twist["vx"], self._twist["wz"])
                 if self._watched is not None:
                     self._watched.step(self._world)
                 state_c = self._world.state()
                 self._sim_ns += step_ns
                 self._steps += 1
+                scan = self._scan()
             self._publish_state(state_c)
+            if scan is not None:
+                self._scan_publisher.publish(scan)
             due += self._period_s
             wait = due - time.monotonic()
             if wait < -MAX_LAG_S:
@@ -220,6 +250,15 @@ class SimNode(Node):
                 due = time.monotonic()
             elif wait > 0:
                 self._stop.wait(wait)
+
+    def _scan(self) -> LaserScan | None:
+        """The scanner that the robot's obstacle stop listens to, when its next round is due."""
+        stop = self.embodiment.safety.obstacle_stop
+        if stop is None or self._steps % self._steps_per_scan:
+            return None
+        ranges = self._world.scan(stop.mount, SCAN_BEAMS, SCAN_RANGE_M)
+        step = 2 * math.pi / SCAN_BEAMS
+        return scan_to_message(Scan(-math.pi, step, 0.02, SCAN_RANGE_M, ranges, self._stamp_ns()), "laser")
 
     def _publish_state(self, state_c: np.ndarray) -> None:
         stamp_ns = self._stamp_ns()
@@ -275,7 +314,10 @@ class SimNode(Node):
                 self._refuse(f"command for {group.name} is not finite")
                 return
             with self.lock:
-                self._target_c[columns] = values
+                if group is self._tracked:
+                    self._twist.update(zip(group.twist_fields, values.tolist(), strict=True))
+                else:
+                    self._target_c[columns] = values
                 self._commanded_at = time.monotonic()
 
         return on_command

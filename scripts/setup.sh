@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv ready: system packages where they are missing, then Python packages. Does nothing when nothing changed.
+# setup.sh --browser also installs Chromium and its driver, which only the dashboard's test needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=.venv
@@ -25,6 +26,22 @@ missing_libraries() { # the shared objects that headless rendering and OpenCV lo
   # Mesa's software rasteriser: one file per driver up to Mesa 24, one shared libgallium after it.
   compgen -G '/usr/lib/*/dri/swrast_dri.so' >/dev/null || compgen -G '/usr/lib/*/libgallium*.so' >/dev/null || echo libgl1-mesa-dri
 }
+
+install_browser() { # Debian has both; Ubuntu only has a snap, which containers cannot run: the test is then skipped
+  if command -v chromedriver >/dev/null && { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null; then
+    return
+  fi
+  if command -v apt-get >/dev/null; then
+    [ -n "$(apt-cache pkgnames chromium-driver 2>/dev/null)" ] || { [ "$(id -u)" = 0 ] && apt-get update -qq || true; }
+    if [ -n "$(apt-cache pkgnames chromium-driver 2>/dev/null)" ]; then
+      apt_install chromium chromium-driver
+      return
+    fi
+  fi
+  say "no Chromium with its driver can be installed here: the dashboard's browser test is skipped"
+}
+
+[ "${1:-}" != --browser ] || install_browser
 
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "setup: Python 3.10 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }

@@ -40,6 +40,13 @@ class Group(Protocol):
     def channels(self) -> tuple[str, ...]: ...
 
 
+class FramedGroup(Group, Protocol):
+    """A group of the action: poses that are relative have axes."""
+
+    @property
+    def frame(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class RelativePart:
     """One group that is relative.
@@ -49,15 +56,17 @@ class RelativePart:
         unit: of the group; says how a pose's rotation is written.
         columns: its columns in the action.
         state_columns: the columns of the same channels in the state.
+        frame: axes of a relative pose: ``tool``, those of the measured pose, or ``base``.
     """
 
     kind: str
     unit: str
     columns: tuple[int, ...]
     state_columns: tuple[int, ...]
+    frame: str = "tool"
 
 
-def relative_parts(convention: str, action: Sequence[Group], state: Sequence[Group]) -> tuple[RelativePart, ...]:
+def relative_parts(convention: str, action: Sequence[FramedGroup], state: Sequence[Group]) -> tuple[RelativePart, ...]:
     """What is relative under a convention; nothing where the convention is absolute or a rate.
 
     Raises:
@@ -85,7 +94,7 @@ def relative_parts(convention: str, action: Sequence[Group], state: Sequence[Gro
                 f"'{group.unit}' has {pose_size(group.unit)}; make one group per pose"
             )
         own = tuple(state_columns[channel] for channel in group.channels)
-        parts.append(RelativePart(group.kind, group.unit, columns, own))
+        parts.append(RelativePart(group.kind, group.unit, columns, own, group.frame or "tool"))
     return tuple(parts)
 
 
@@ -93,8 +102,9 @@ def to_relative(parts: Sequence[RelativePart], actions_hc: np.ndarray, state: np
     """Absolute chunk → chunk relative to its first frame; undone by ``to_absolute``.
 
     Joints: target minus measured angle. Poses: in the frame of the measured pose, so that "5 cm forward" is the same
-    numbers wherever the hand points; a group without rotation (unit ``m``) has the axes of its own frame. Headings are
-    counted from the measured one without jumping by a turn inside the chunk.
+    numbers wherever the hand points; with ``frame: base``, and in a group without rotation (unit ``m``), in the axes
+    that the poses are measured in, the turn about the hand's own point. Headings are counted from the measured one
+    without jumping by a turn inside the chunk.
 
     Args:
         parts: from ``relative_parts``.
@@ -111,7 +121,7 @@ def to_relative(parts: Sequence[RelativePart], actions_hc: np.ndarray, state: np
     origin = np.asarray(state, dtype=np.float64)[..., None, :]
     for part in parts:
         here, target = origin[..., list(part.state_columns)], result[..., list(part.columns)]
-        result[..., list(part.columns)] = _OF_KIND[part.kind][0](target, here, part.unit)
+        result[..., list(part.columns)] = _OF_KIND[part.kind][0](target, here, part)
     return result
 
 
@@ -125,7 +135,7 @@ def to_absolute(parts: Sequence[RelativePart], actions_hc: np.ndarray, state: np
     origin = np.asarray(state, dtype=np.float64)[..., None, :]
     for part in parts:
         here, target = origin[..., list(part.state_columns)], result[..., list(part.columns)]
-        result[..., list(part.columns)] = _OF_KIND[part.kind][1](target, here, part.unit)
+        result[..., list(part.columns)] = _OF_KIND[part.kind][1](target, here, part)
     return result
 
 
@@ -146,33 +156,41 @@ def continue_headings(actions_hc: np.ndarray, from_c: np.ndarray, columns: Seque
     return result
 
 
-def _subtract(target: np.ndarray, here: np.ndarray, unit: str) -> np.ndarray:
+def _subtract(target: np.ndarray, here: np.ndarray, part: RelativePart) -> np.ndarray:
     return target - here
 
 
-def _add(offset: np.ndarray, here: np.ndarray, unit: str) -> np.ndarray:
+def _add(offset: np.ndarray, here: np.ndarray, part: RelativePart) -> np.ndarray:
     return offset + here
 
 
-def _pose_in(target: np.ndarray, here: np.ndarray, unit: str) -> np.ndarray:
+def _pose_in(target: np.ndarray, here: np.ndarray, part: RelativePart) -> np.ndarray:
     """(…, H, n) and (…, 1, n) → the targets in the frame of the pose ``here``."""
+    unit = part.unit
     if unit == "m,rad":
         return _planar_in(target, here)
     place, turn = split_pose(target, unit)
     here_place, here_turn = split_pose(here, unit)
     undo = _rotations(np.broadcast_to(here_turn, turn.shape)).inv()
+    if part.frame == "base":
+        turned = _rotations(turn) * undo
+        return join_pose(place - here_place, turned.as_quat().reshape(turn.shape), unit)
     moved = undo.apply((place - here_place).reshape(-1, 3))
     turned = undo * _rotations(turn)
     return join_pose(moved.reshape(place.shape), turned.as_quat().reshape(turn.shape), unit)
 
 
-def _pose_out(offset: np.ndarray, here: np.ndarray, unit: str) -> np.ndarray:
+def _pose_out(offset: np.ndarray, here: np.ndarray, part: RelativePart) -> np.ndarray:
     """The inverse of ``_pose_in``."""
+    unit = part.unit
     if unit == "m,rad":
         return _planar_out(offset, here)
     place, turn = split_pose(offset, unit)
     here_place, here_turn = split_pose(here, unit)
     frame = _rotations(np.broadcast_to(here_turn, turn.shape))
+    if part.frame == "base":
+        turned = _rotations(turn) * frame
+        return join_pose(place + here_place, turned.as_quat().reshape(turn.shape), unit)
     moved = frame.apply(place.reshape(-1, 3)).reshape(place.shape) + here_place
     turned = frame * _rotations(turn)
     return join_pose(moved, turned.as_quat().reshape(turn.shape), unit)

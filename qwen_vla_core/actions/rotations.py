@@ -127,7 +127,7 @@ def _checked(rotation: np.ndarray, representation: str) -> np.ndarray:
         )
     if not np.isfinite(values).all():
         raise ValueError(f"{representation} holds a non-finite number")
-    return values
+    return values if values.flags.writeable else values.copy()  # SciPy refuses read-only views
 
 
 def _orthonormal(flat: np.ndarray) -> np.ndarray:

@@ -43,12 +43,14 @@ class ChannelGroup:
         kind: as in the embodiment YAML (``GroupKind``).
         unit: as in the embodiment YAML, for example ``rad`` or ``m,axis_angle``.
         channels: their names.
+        frame: as in the embodiment YAML, of an action group's displacements or relative poses; empty: the default.
     """
 
     name: str
     kind: str
     unit: str
     channels: tuple[str, ...]
+    frame: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class DataContract:
             convention=robot.control.convention,
             views=robot.views,
             state=tuple(ChannelGroup(g.name, g.kind, g.unit, g.channels) for g in robot.state),
-            action=tuple(ChannelGroup(g.name, g.kind, g.unit, g.channels) for g in robot.actions),
+            action=tuple(ChannelGroup(g.name, g.kind, g.unit, g.channels, g.frame) for g in robot.actions),
         )
 
     @property
@@ -103,6 +105,9 @@ class DataContract:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; undone by ``from_json``."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        for group in (*plain["state"], *plain["action"]):
+            if not group["frame"]:
+                del group["frame"]
         return plain
 
     @classmethod
@@ -119,7 +124,10 @@ class DataContract:
         try:
             groups = {
                 side: tuple(
-                    ChannelGroup(g["name"], g["kind"], g["unit"], tuple(map(str, g["channels"]))) for g in value[side]
+                    ChannelGroup(
+                        g["name"], g["kind"], g["unit"], tuple(map(str, g["channels"])), str(g.get("frame", ""))
+                    )
+                    for g in value[side]
                 )
                 for side in ("state", "action")
             }

@@ -23,6 +23,7 @@ import numpy as np
 
 from qwen_vla_core.data.contract import TEXT_FAMILIES
 from qwen_vla_core.data.dataset import ActionDataset
+from qwen_vla_core.data.held_out import split
 from qwen_vla_core.data.mixture_recipe import Ask, DatasetSpec, FamilySpec, MixtureRecipe
 from qwen_vla_core.data.samples import TextDataset
 from qwen_vla_core.data.sampling import (
@@ -53,6 +54,7 @@ class SampleForm:
         hold_at_end: steps beyond an episode's end mean staying where it ended.
         intention: what the instruction means in the picture is said after the prompt.
         other_prompt: share of the samples whose prompt speaks of another robot; they stay where they are.
+        leave_out: last episodes that no sample is of.
     """
 
     ask: Ask | None = None
@@ -60,11 +62,12 @@ class SampleForm:
     hold_at_end: bool = False
     intention: bool = False
     other_prompt: float = 0.0
+    leave_out: int = 0
 
     @classmethod
     def of(cls, family: FamilySpec, spec: DatasetSpec) -> SampleForm:
         """As a recipe says."""
-        return cls(spec.ask, family.whole_episodes, spec.hold_at_end, spec.intention, spec.other_prompt)
+        return cls(spec.ask, family.whole_episodes, spec.hold_at_end, spec.intention, spec.other_prompt, spec.leave_out)
 
 
 class Draw(NamedTuple):
@@ -134,9 +137,11 @@ def open_form(path: Path, family: str, embodiment: str | None, form: SampleForm,
     Raises:
         UserError: it is missing or damaged, or lacks the scenes or pictures that are needed.
     """
-    if form.ask is None:
+    if form.ask is None and not form.leave_out:
         return open_with(path, family, embodiment)
-    return SceneQuestions(cast(ActionDataset, open_with(path, "synthetic", embodiment)), form.ask, family)
+    data = cast(ActionDataset, open_with(path, family if form.ask is None else "synthetic", embodiment))
+    learned, _ = split(data, form.leave_out)
+    return learned if form.ask is None else SceneQuestions(learned, form.ask, family)
 
 
 class Mixture:

@@ -56,6 +56,10 @@ class DatasetSpec:
             maximum=1.0,
         ),
     )
+    leave_out: int = field(
+        default=0,
+        metadata=doc("Its last episodes that are not learned from: for `open_loop` of a stage's recipe.", minimum=0),
+    )
     start_share: float | None = field(
         default=None,
         metadata=doc(
@@ -179,6 +183,7 @@ def _check_dataset(family: FamilySpec, spec: DatasetSpec, key: str, parser: Node
             ("intention", spec.intention),
             ("hold_at_end", spec.hold_at_end),
             ("other_prompt", spec.other_prompt > 0),
+            ("leave_out", spec.leave_out > 0 and spec.ask is None),
         ):
             if given:
                 parser.fail(f"{key}.{name}", "conversations have no actions", "remove the key")

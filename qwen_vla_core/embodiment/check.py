@@ -10,6 +10,12 @@ import re
 from collections.abc import Iterator, Sequence
 
 from qwen_vla_core.actions.rotations import pose_size
+from qwen_vla_core.embodiment.check_base import find_obstacle_problems, find_tracker_problems
+from qwen_vla_core.embodiment.check_positions import (
+    find_limit_problems,
+    find_position_problems,
+    find_training_problems,
+)
 from qwen_vla_core.embodiment.check_safety import find_safety_problems
 from qwen_vla_core.embodiment.errors import Problem, did_you_mean
 from qwen_vla_core.embodiment.spec import (
@@ -39,14 +45,20 @@ def find_problems(embodiment: Embodiment) -> Iterator[Problem]:
     """Every broken cross-field rule of a parsed embodiment."""
     yield from _names(embodiment)
     yield from _cameras(embodiment)
+    if embodiment.training_only:
+        yield from _prompt(embodiment)
+        yield from find_training_problems(embodiment)
+        return
     yield from _state(embodiment)
     for index, group in enumerate(embodiment.actions):
         yield from _action_group(group, f"actions[{index}]")
         yield from _timeout(embodiment, group, f"actions[{index}]")
+    yield from find_position_problems(embodiment)
     yield from _topics(embodiment)
     yield from _rates(embodiment)
     yield from _prompt(embodiment)
     yield from find_safety_problems(embodiment)
+    yield from find_obstacle_problems(embodiment)
     yield from _simulation(embodiment)
 
 
@@ -141,30 +153,18 @@ def _state(e: Embodiment) -> Iterator[Problem]:
 
 
 def _action_group(group: ActionGroup, key: str) -> Iterator[Problem]:
-    limits, count = group.limits, len(group.channels)
-    same_length = True
-    for name in ("lower", "upper", "velocity", "acceleration", "jerk"):
-        values = getattr(limits, name)
-        if len(values) != count and (values or name != "jerk"):
-            same_length = False
-            yield Problem(f"{key}.limits.{name}", f"{len(values)} values for {count} channels", "give one per channel")
-        if name in ("velocity", "acceleration", "jerk"):
-            for column, value in enumerate(values):
-                if value <= 0:
-                    yield Problem(
-                        f"{key}.limits.{name}[{column}]", f"{value:g} is not positive", "give the largest rate allowed"
-                    )
+    count = len(group.channels)
+    wrong = list(find_limit_problems(group.limits, count, f"{key}.limits"))
+    yield from wrong
+    same_length = not any("values for" in problem.problem for problem in wrong)
     if group.start and len(group.start) != count:
         yield Problem(
             f"{key}.start", f"{len(group.start)} values for {count} channels", "give one per channel, or none"
         )
     elif same_length:
         yield from _values(group, key)
-    if (
-        group.command.kind == "pose_stamped"
-        and group.unit in UNITS_BY_KIND[group.kind]
-        and count != pose_size(group.unit)
-    ):
+    is_pose = group.command.kind == "pose_stamped" or group.command.ik is not None
+    if is_pose and group.unit in UNITS_BY_KIND[group.kind] and count != pose_size(group.unit):
         yield Problem(
             f"{key}.channels",
             f"{count} channels, but a pose in '{group.unit}' has {pose_size(group.unit)}",
@@ -226,10 +226,17 @@ def _command(group: ActionGroup, key: str) -> Iterator[Problem]:
             yield Problem(
                 f"{key}.{name}", f"commands one joint, the group has {len(group.channels)}", "use interbotix_group"
             )
-    if command.fields and len(command.fields) != len(group.channels):
+    if group.kind == "waypoint":
+        yield from find_tracker_problems(group, key)
+        return
+    if command.tracker is not None:
+        yield Problem(f"{key}.tracker", f"means nothing for a {group.kind} group", "delete it")
+    part = command.ik or command.integrate
+    channels = part.channels if part is not None else group.channels
+    if command.fields and len(command.fields) != len(channels):
         yield Problem(
             f"{key}.fields",
-            f"{len(command.fields)} fields for {len(group.channels)} channels",
+            f"{len(command.fields)} fields for {len(channels)} channels",
             "name one per channel, in the same order, or leave fields out",
         )
     yield from _duplicates(((f"{key}.fields[{i}]", name) for i, name in enumerate(command.fields)), "field")
@@ -246,7 +253,7 @@ def _command(group: ActionGroup, key: str) -> Iterator[Problem]:
 
 
 def _timeout(e: Embodiment, group: ActionGroup, key: str) -> Iterator[Problem]:
-    if group.kind in VELOCITY_KINDS:
+    if group.kind in VELOCITY_KINDS and not (group.command.ik or group.command.integrate):
         if group.on_timeout == "hold_measured":
             yield Problem(
                 f"{key}.on_timeout", f"a {group.kind} group that holds its measured value keeps moving", "use zero"
@@ -256,6 +263,8 @@ def _timeout(e: Embodiment, group: ActionGroup, key: str) -> Iterator[Problem]:
         yield Problem(
             f"{key}.on_timeout", f"zero would drive the {group.kind} group to position 0", "use hold_measured"
         )
+        return
+    if group.command.ik or group.command.integrate:  # holds the positions that are commanded, see check_positions
         return
     measured = {channel: state for state in e.state for channel in state.channels}
     for column, channel in enumerate(group.channels):
@@ -276,6 +285,8 @@ def _topics(e: Embodiment) -> Iterator[Problem]:
         (f"cameras[{i}].topic", camera.topic, f"the images of {camera.view}") for i, camera in enumerate(e.cameras)
     ]
     uses += [(f"state[{i}].topic", group.topic, f"{group.source} messages") for i, group in enumerate(e.state)]
+    if e.safety.obstacle_stop is not None:
+        uses.append(("safety.obstacle_stop.topic", e.safety.obstacle_stop.topic, "laser scans"))
     command_keys = [f"actions[{i}].command.topic" for i in range(len(e.actions))]
     for key, topic in [(key, topic) for key, topic, _ in uses] + [
         (key, group.command.topic) for key, group in zip(command_keys, e.actions, strict=True)

@@ -58,7 +58,7 @@ def _box(e: Embodiment, box: Workspace, key: str) -> Iterator[Problem]:
             f"name a group of kind {', '.join(BOXED_KINDS)}",
         )
         return
-    needed = BOXED_KINDS[group.kind]
+    needed = BOXED_KINDS[group.kind] if group.command.ik is None and group.command.integrate is None else ""
     for name, given in (("kinematics", box.kinematics is not None), ("position", bool(box.position))):
         if given and name != needed:
             yield Problem(f"{key}.{name}", f"means nothing for the {group.kind} group {group.name}", "delete it")
@@ -72,7 +72,7 @@ def _box(e: Embodiment, box: Workspace, key: str) -> Iterator[Problem]:
         yield from _position(e, box, f"{key}.position")
     if box.kinematics is not None and needed == "kinematics":
         yield from _kinematics(e, group, box.kinematics, f"{key}.kinematics")
-    if group.kind == "eef_pose" and not crossed:
+    if group.kind == "eef_pose" and group.command.ik is None and not crossed:
         for column, axis in enumerate("xyz"):
             low, high = group.limits.lower[column : column + 1], group.limits.upper[column : column + 1]
             if low and high and (box.lower[column] > high[0] or box.upper[column] < low[0]):

@@ -20,9 +20,10 @@ SUITES = "suites"  # folder of the robots that live in benchmarks' simulators: t
 PLACEHOLDER = "TODO"  # what a draft writes where a person must know better
 
 
-def shipped_embodiments() -> tuple[str, ...]:
-    """Names that ``load_embodiment`` accepts without a path."""
-    return tuple(sorted(path.stem for path in resource_dir("embodiments").glob("*.yaml")))
+def shipped_embodiments(runnable: bool = False) -> tuple[str, ...]:
+    """Names that ``load_embodiment`` accepts without a path; ``runnable``: without those for training only."""
+    names = tuple(sorted(path.stem for path in resource_dir("embodiments").glob("*.yaml")))
+    return tuple(name for name in names if not load_embodiment(name).training_only) if runnable else names
 
 
 def resolve_embodiment(name_or_path: str | Path) -> Path:
@@ -60,6 +61,20 @@ def load_embodiment(name_or_path: str | Path) -> Embodiment:
     """
     path = resolve_embodiment(name_or_path)
     return parse_embodiment(read_text(path, str(path)), source=str(path))
+
+
+def load_robot(name_or_path: str | Path) -> Embodiment:
+    """``load_embodiment`` for whatever is to run: nodes, launch files, dry runs.
+
+    Raises:
+        EmbodimentError: see ``parse_embodiment``; also for an embodiment that is for training only.
+    """
+    robot = load_embodiment(name_or_path)
+    if robot.training_only:
+        runnable = ", ".join(shipped_embodiments(runnable=True))
+        problem = f"'{robot.name}' is for training only: it has no topics, limits or commands, so nothing can run it"
+        raise mistake(robot, "training_only", problem, f"name a robot ({runnable}, or your YAML)")
+    return robot
 
 
 def parse_embodiment(text: str, source: str = "<string>") -> Embodiment:

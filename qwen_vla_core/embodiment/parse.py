@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 import yaml
 
 from qwen_vla_core.embodiment.errors import EmbodimentError, did_you_mean, shown
-from qwen_vla_core.embodiment.spec import LinearMap
+from qwen_vla_core.embodiment.spec import Embodiment, LinearMap
 from qwen_vla_core.embodiment.yamlpos import describe, entries, line_of, scalar
 
 T = TypeVar("T")
@@ -28,8 +28,10 @@ def public_fields(cls: type) -> tuple[Field[Any], ...]:
     return tuple(field for field in dataclasses.fields(cls) if not field.metadata.get("internal"))
 
 
-def required(field: Field[Any]) -> bool:
-    """Whether the YAML must give the field."""
+def required(field: Field[Any], training_only: bool = False) -> bool:
+    """Whether the YAML must give the field; a robot that runs needs more than one that is only trained on."""
+    if field.metadata.get("robot"):
+        return not training_only
     return field.default is MISSING and field.default_factory is MISSING
 
 
@@ -39,6 +41,7 @@ class NodeParser:
     def __init__(self, source: str) -> None:
         self.source = source
         self.lines: dict[str, int] = {}
+        self._training_only = False
 
     def line(self, path: str) -> int:
         """Line of ``path``, or of the nearest enclosing key that is in the file."""
@@ -61,6 +64,9 @@ class NodeParser:
         if cls is LinearMap and given.keys() & {"from", "to"}:
             return self._map_from_ranges(given, path)  # type: ignore[return-value]
         fields = {field.name: field for field in public_fields(cls)}
+        if cls is Embodiment and "training_only" in given:
+            key = "training_only"
+            self._training_only = bool(self.value(bool, given[key][1], key, fields[key].metadata))
         known = tuple(fields) + (("from", "to") if cls is LinearMap else ())
         for key, (line, _) in given.items():
             if key not in fields:
@@ -72,7 +78,7 @@ class NodeParser:
             if key in given:
                 self.lines[where] = given[key][0]
                 values[key] = self.value(hints[key], given[key][1], where, field.metadata)
-            elif required(field):
+            elif required(field, self._training_only):
                 self.fail(where, "missing", f"add '{key}': {field.metadata['doc']}", self.line(path))
         return cls(**values)
 

@@ -18,7 +18,24 @@ def embodiment_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of an embodiment YAML; cross-field rules are only in ``embodiment check``."""
     definitions = {cls.__name__: _object(cls) for cls in _dataclasses(Embodiment)}
     root = definitions.pop(Embodiment.__name__)
-    return {"$schema": SCHEMA_DIALECT, "title": "qwen_vla_ros embodiment", **root, "$defs": definitions}
+    only = {"properties": {"training_only": {"const": True}}, "required": ["training_only"]}
+    runs = {"if": {"not": only}, "then": {"properties": _of_robots(Embodiment)}}
+    return {"$schema": SCHEMA_DIALECT, "title": "qwen_vla_ros embodiment", **root, **runs, "$defs": definitions}
+
+
+def _of_robots(root: type) -> dict[str, Any]:
+    """Key of the top level → the keys below it that all embodiments but those for training only must have."""
+    hints = get_type_hints(root)
+    found: dict[str, Any] = {}
+    for field in public_fields(root):
+        cls = _element(hints[field.name])
+        if not dataclasses.is_dataclass(cls):
+            continue
+        names = [inner.name for inner in public_fields(cls) if inner.metadata.get("robot")]  # type: ignore[arg-type]
+        many = get_origin(_inner(hints[field.name])[0]) is tuple
+        if names:
+            found[field.name] = {"items": {"required": names}} if many else {"required": names}
+    return found
 
 
 def schema_text() -> str:
@@ -64,7 +81,11 @@ def _object(cls: type) -> dict[str, Any]:
     for field in public_fields(cls):
         schema = _type(hints[field.name], field.metadata)
         schema["description"] = field.metadata["doc"]
-        if not required(field) and not dataclasses.is_dataclass(field.default) and field.default not in (None, "", ()):
+        if (
+            not required(field, training_only=False)
+            and not dataclasses.is_dataclass(field.default)
+            and field.default not in (None, "", ())
+        ):
             schema["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
         properties[field.name] = schema
     described: dict[str, Any] = {"type": "object", "description": _summary(cls)}
@@ -81,7 +102,7 @@ def _object(cls: type) -> dict[str, Any]:
                 {"properties": ranges, "additionalProperties": False, "required": ["from", "to"]},
             ],
         }
-    names = [field.name for field in public_fields(cls) if required(field)]
+    names = [field.name for field in public_fields(cls) if required(field, training_only=True)]
     return {
         **described,
         "properties": properties,
@@ -148,6 +169,8 @@ def _cell(metadata: Any) -> str:
         text += f" At least {metadata['minimum']:g}."
     if "maximum" in metadata:
         text += f" At most {metadata['maximum']:g}."
+    if metadata.get("robot"):
+        text += " Not with `training_only`."
     return text.replace("|", "\\|")
 
 

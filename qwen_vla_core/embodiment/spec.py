@@ -12,6 +12,13 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from qwen_vla_core.embodiment.spec_base import ObstacleStopSpec, TrackerSpec
+from qwen_vla_core.embodiment.spec_base import doc as doc
+from qwen_vla_core.embodiment.spec_positions import GripSpec as GripSpec
+from qwen_vla_core.embodiment.spec_positions import Integration as Integration
+from qwen_vla_core.embodiment.spec_positions import InverseKinematics as InverseKinematics
+from qwen_vla_core.embodiment.spec_positions import Limits as Limits
+
 GroupKind = Literal[
     "joint_position", "joint_delta", "eef_pose", "eef_delta", "gripper", "base_twist", "waypoint", "hand"
 ]
@@ -24,6 +31,7 @@ CommandKind = Literal[
     "twist_stamped",  # geometry_msgs/TwistStamped
     "pose_stamped",  # geometry_msgs/PoseStamped
 ]
+Frame = Literal["", "base", "tool"]
 TimeoutBehaviour = Literal["hold_measured", "zero"]
 StateSource = Literal["joint_state", "odometry", "pose"]
 Transport = Literal["raw", "compressed"]
@@ -46,14 +54,15 @@ UNITS_BY_KIND: dict[str, tuple[str, ...]] = {
     "waypoint": ("m,rad", "m"),
     "hand": ("rad", "fraction", "eigengrasp"),
 }
+_JOINT_COMMANDS = ("joint_trajectory", "forward_command", "interbotix_group")  # of a hand: through `command.ik`
 COMMAND_KINDS_BY_GROUP: dict[str, tuple[str, ...]] = {
-    "joint_position": ("joint_trajectory", "forward_command", "interbotix_group", "interbotix_single"),
-    "joint_delta": ("joint_trajectory", "forward_command"),
-    "eef_pose": ("pose_stamped",),
-    "eef_delta": ("twist_stamped", "twist", "pose_stamped"),
+    "joint_position": (*_JOINT_COMMANDS, "interbotix_single"),
+    "joint_delta": ("joint_trajectory", "forward_command", "interbotix_group"),
+    "eef_pose": ("pose_stamped", *_JOINT_COMMANDS),
+    "eef_delta": ("twist_stamped", "twist", "pose_stamped", *_JOINT_COMMANDS),
     "gripper": ("joint_trajectory", "forward_command", "interbotix_single", "interbotix_group"),
     "base_twist": ("twist", "twist_stamped"),
-    "waypoint": ("pose_stamped",),
+    "waypoint": ("twist", "twist_stamped", "pose_stamped"),
     "hand": ("joint_trajectory", "forward_command"),
 }
 # convention → (the group kind it needs, kinds that contradict it)
@@ -71,6 +80,7 @@ CONVENTION_KINDS: dict[str, tuple[str, frozenset[str]]] = {
 POSE_FIELDS = ("x", "y", "z", "qx", "qy", "qz", "qw")
 ODOMETRY_FIELDS = ("x", "y", "z", "yaw", "vx", "vy", "wz")
 TWIST_FIELDS = ("vx", "vy", "vz", "wx", "wy", "wz")
+TWIST_KINDS: frozenset[str] = frozenset({"twist", "twist_stamped"})
 COMMAND_MESSAGES: dict[str, str] = {
     "joint_trajectory": "trajectory_msgs/msg/JointTrajectory",
     "forward_command": "std_msgs/msg/Float64MultiArray",
@@ -88,11 +98,6 @@ STATE_MESSAGES: dict[str, str] = {
 # The fields that a source's message has; those of a JointState are the robot's joint names.
 STATE_FIELDS: dict[str, tuple[str, ...]] = {"odometry": ODOMETRY_FIELDS, "pose": POSE_FIELDS}
 IMAGE_MESSAGES: dict[str, str] = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
-
-
-def doc(text: str, **extra: Any) -> dict[str, Any]:
-    """Field metadata: one sentence for errors, schema and docs; ``extra`` may hold minimum, maximum, unit, …"""
-    return {"doc": text, **extra}
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,11 @@ class ControlSpec:
     )
     horizon: int = field(metadata=doc("H: actions per chunk, as in the prompt.", minimum=1))
     controller_rate_hz: float = field(
-        metadata=doc("Rate of the controller's loop; it interpolates between actions.", exclusive_minimum=0.0)
+        default=0.0,
+        kw_only=True,
+        metadata=doc(
+            "Rate of the controller's loop; it interpolates between actions.", exclusive_minimum=0.0, robot=True
+        ),
     )
     convention: Literal[
         "absolute_joint",
@@ -140,7 +149,7 @@ class CameraSpec:
     view: str = field(
         metadata=doc("View name; becomes boundary tokens, so only lower-case letters, digits, underscores.")
     )
-    topic: str = field(metadata=doc("Image topic (absolute or relative to the namespace)."))
+    topic: str = field(default="", metadata=doc("Image topic (absolute or relative to the namespace).", robot=True))
     transport: Transport = field(
         default="raw", metadata=doc("raw (sensor_msgs/Image) or compressed (CompressedImage).")
     )
@@ -178,12 +187,14 @@ class StateGroup:
     kind: GroupKind = field(metadata=doc("What the channels are."))
     channels: tuple[str, ...] = field(metadata=doc("Channel names, unique in the embodiment's state."))
     unit: str = field(metadata=doc("Unit of the channels; which ones fit depends on the kind, see 'Units'."))
-    topic: str = field(metadata=doc("Topic the state comes from."))
+    topic: str = field(default="", metadata=doc("Topic the state comes from.", robot=True))
     fields: tuple[str, ...] = field(
+        default=(),
         metadata=doc(
             "One per channel: joint name in the JointState, odometry field (x, y, z, yaw, vx, vy, wz), or field of the "
-            "pose (x, y, z, qx, qy, qz, qw)."
-        )
+            "pose (x, y, z, qx, qy, qz, qw).",
+            robot=True,
+        ),
     )
     source: StateSource = field(
         default="joint_state", metadata=doc("Message type: JointState, Odometry or PoseStamped.")
@@ -200,19 +211,6 @@ class StateGroup:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits of one action group in channel units, one value per channel; all but jerk are required: limits are on."""
-
-    lower: tuple[float, ...] = field(metadata=doc("Lower position (or value) limit per channel."))
-    upper: tuple[float, ...] = field(metadata=doc("Upper position (or value) limit per channel."))
-    velocity: tuple[float, ...] = field(metadata=doc("Largest rate of change per channel, units/s."))
-    acceleration: tuple[float, ...] = field(metadata=doc("Largest change of rate per channel, units/s²."))
-    jerk: tuple[float, ...] = field(
-        default=(), metadata=doc("Largest change of acceleration per channel, units/s³; left out: not limited.")
-    )
-
-
-@dataclass(frozen=True)
 class CommandSpec:
     """Where and as what a group's commands are published."""
 
@@ -220,7 +218,10 @@ class CommandSpec:
     topic: str = field(metadata=doc("Command topic."))
     fields: tuple[str, ...] = field(
         default=(),
-        metadata=doc("Joint names in message order (default: the channels), or twist fields (vx, vy, vz, wx, wy, wz)."),
+        metadata=doc(
+            "Joint names in message order (default: the channels), or twist fields (vx, vy, vz, wx, wy, wz; "
+            "waypoints: vx, wz)."
+        ),
     )
     group_name: str = field(
         default="", metadata=doc("Interbotix group or joint name; required for interbotix_* kinds.")
@@ -235,26 +236,18 @@ class CommandSpec:
         ),
     )
     map: LinearMap = field(default=LinearMap(), metadata=doc("Map from channel units to the command message's."))
-
-
-@dataclass(frozen=True)
-class GripSpec:
-    """How hard a gripper may be told to close; on by default for every group of kind gripper."""
-
-    closing_velocity: float = field(
-        default=3.0,
-        metadata=doc("Largest closing rate in ranges (lower … upper) per second.", exclusive_minimum=0.0),
+    ik: InverseKinematics | None = field(
+        default=None,
+        metadata=doc("For eef_pose and eef_delta groups that command joints: how the hand's pose becomes joints."),
     )
-    max_lead: float = field(
-        default=0.5,
-        metadata=doc(
-            "How far a closing command may lead the measured opening of blocked fingers, as a share of the range: it "
-            "is the force. 1 switches this off.",
-            exclusive_minimum=0.0,
-            maximum=1.0,
-        ),
+    integrate: Integration | None = field(
+        default=None,
+        metadata=doc("For joint_delta groups that command joint positions, and eef_delta groups that command poses."),
     )
-    closed: Literal["lower", "upper"] = field(default="lower", metadata=doc("Which limit is the closed gripper."))
+    tracker: TrackerSpec | None = field(
+        default=None,
+        metadata=doc("For waypoints commanded as a twist: the base's limits and the law that follows them."),
+    )
 
 
 @dataclass(frozen=True)
@@ -267,10 +260,19 @@ class ActionGroup:
         metadata=doc("Channel names; their order over all groups is the tensor's column order.")
     )
     unit: str = field(metadata=doc("Unit of the channels; which ones fit depends on the kind, see 'Units'."))
-    limits: Limits = field(metadata=doc("Position, velocity and acceleration limits in channel units."))
-    command: CommandSpec = field(metadata=doc("Topic, message and map of the command."))
+    limits: Limits = field(
+        default=Limits((), (), (), ()),
+        metadata=doc("Position, velocity and acceleration limits in channel units.", robot=True),
+    )
+    command: CommandSpec = field(
+        default=CommandSpec(kind="forward_command", topic=""),
+        metadata=doc("Topic, message and map of the command.", robot=True),
+    )
     on_timeout: TimeoutBehaviour = field(
-        metadata=doc("hold_measured (arms, grippers) or zero (velocities only; refused on position groups).")
+        default="hold_measured",
+        metadata=doc(
+            "hold_measured (arms, grippers) or zero (velocities only; refused on position groups).", robot=True
+        ),
     )
     start: tuple[float, ...] = field(default=(), metadata=doc("Start pose per channel, inside the limits; optional."))
     watchdog_ms: float | None = field(
@@ -283,6 +285,27 @@ class ActionGroup:
     grip: GripSpec | None = field(
         default=None, metadata=doc("Closing rate and force of a gripper group; default: its defaults.")
     )
+    frame: Frame = field(
+        default="",
+        metadata=doc(
+            "Axes of displacements (eef_delta; default: base) and of relative poses (relative_eef; default: tool): "
+            "those of the base, or those of the hand itself."
+        ),
+    )
+
+    def command_kind(self, simulated: bool) -> CommandKind:
+        """The kind it is commanded with on the robot, or in simulation."""
+        command = self.command
+        return command.simulation_kind if simulated and command.simulation_kind is not None else command.kind
+
+    def tracked(self, simulated: bool = False) -> bool:
+        """Whether its waypoints become a twist here, instead of being told to something that follows poses."""
+        return self.kind == "waypoint" and self.command_kind(simulated) in TWIST_KINDS
+
+    @property
+    def twist_fields(self) -> tuple[str, ...]:
+        """Fields of the twist that its waypoints become."""
+        return self.command.fields or ("vx", "wz")
 
 
 @dataclass(frozen=True)
@@ -358,6 +381,9 @@ class SafetySpec:
     workspace: tuple[Workspace, ...] = field(
         default=(), metadata=doc("Boxes that points of the robot must not leave; optional, several per robot.")
     )
+    obstacle_stop: ObstacleStopSpec | None = field(
+        default=None, metadata=doc("A laser scanner that stops the base; without one nothing looks where it drives.")
+    )
 
 
 @dataclass(frozen=True)
@@ -384,6 +410,10 @@ class Embodiment:
     safety: SafetySpec = field(default=SafetySpec(), metadata=doc("Watchdog, jump limit, soft start, skew, workspace."))
     simulation: SimulationSpec | None = field(
         default=None, metadata=doc("World that stands in for the robot; optional.")
+    )
+    training_only: bool = field(
+        default=False,
+        metadata=doc("Nothing to run: no topics, limits or commands. Data and training take it, launching refuses it."),
     )
     description: str = field(default="", metadata=doc("For humans."))
     source_text: str = field(default="", repr=False, compare=False, metadata=doc("", internal=True))
@@ -448,7 +478,8 @@ class Embodiment:
         for what, members in groups:
             described = [f"{channel} ({group.kind}, {group.unit})" for group in members for channel in group.channels]
             channels |= {f"{what} channel {i}": text for i, text in enumerate(described)}
-        return {**prompt, **control, **views, **channels}
+        frames = {f"actions[{i}].frame": group.frame for i, group in enumerate(self.actions) if group.frame}
+        return {**prompt, **control, **views, **channels, **frames}
 
     @cached_property
     def policy_hash(self) -> str:

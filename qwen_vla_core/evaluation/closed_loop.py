@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +33,10 @@ class JudgedWorld(World, Protocol):
 
     def command(self) -> np.ndarray:
         """(c,) the last action, after ``reset`` the start pose."""
+        ...
+
+    def command_by(self, channels: Sequence[str]) -> None:
+        """Says which channels the steps to come are commanded in; before ``reset``."""
         ...
 
     def ended(self) -> bool:

@@ -33,6 +33,13 @@ class ContinuingPolicy(Policy, Protocol):
     def continued(self, observation: Observation, committed: Committed) -> ActionChunk: ...
 
 
+@runtime_checkable
+class DrivenWorld(Protocol):
+    """A world whose base takes a twist (m/s, rad/s), as real ones do."""
+
+    def drive(self, speed: float, turning: float) -> None: ...
+
+
 @dataclass(frozen=True)
 class Timing:
     """How late chunks are, how often they come and how they follow each other.
@@ -142,14 +149,17 @@ def run_episode_in_time(
     Returns:
         The outcome; its metrics also hold those of ``PlayStatistics``.
     """
-    world.reset(seed, instruction)
-    measured = {channel: column for column, channel in enumerate(robot.state_channels)}
-    columns = [measured.get(channel, -1) for channel in robot.channels]  # a displacement is measured nowhere
     strategy = timing.strategy if timing.blend_s is None else replace(timing.strategy, blend_s=timing.blend_s)
     loop = ControlLoop(robot, strategy=strategy)
+    if loop.commanded is not robot:
+        world.command_by(loop.commanded.channels)
+    world.reset(seed, instruction)
+    measured = {channel: column for column, channel in enumerate(robot.state_channels)}
+    columns = [measured.get(channel, -1) for channel in loop.commanded.channels]  # a displacement is measured nowhere
+    tracked = next((group for group in robot.actions if group.tracked()), None)
     loop.start(0)
     side = _PolicySide(policy, robot, timing)
-    statistics = PlayStatistics(robot, world.control_hz)
+    statistics = PlayStatistics(loop.commanded, world.control_hz, robot)
 
     def deliver(now_s: float, now_ns: int) -> None:
         chunk = side.arrived(now_s)
@@ -167,9 +177,15 @@ def run_episode_in_time(
             side.told(loop, now_ns)
             side.look(observe(world), now_s)
             deliver(now_s, now_ns)
-        command_c = loop.limiter.position_c if loop.tick(now_ns).commands else np.append(state, 0.0)[columns]
+        commands = loop.tick(now_ns).commands
+        command_c = loop.limiter.position_c if commands else np.append(state, 0.0)[columns]
         statistics.add_command(command_c)
-        world.step(command_c)
+        if tracked is not None and isinstance(world, DrivenWorld):
+            twist = commands[tracked.name].values if commands else np.zeros(len(tracked.twist_fields))
+            speeds = dict(zip(tracked.twist_fields, twist.tolist(), strict=True))
+            world.drive(speeds["vx"], speeds["wz"])
+        else:
+            world.step(command_c)
         if on_step is not None:
             on_step(world)
     result = judge(world, seed, side.inferences)

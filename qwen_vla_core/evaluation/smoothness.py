@@ -58,12 +58,13 @@ class PlayStatistics:
     Args:
         robot: whose commands these are.
         control_hz: commands per second.
+        planned: whose plans these are, where it is not commanded as the policy says.
     """
 
-    def __init__(self, robot: Embodiment, control_hz: float) -> None:
+    def __init__(self, robot: Embodiment, control_hz: float, planned: Embodiment | None = None) -> None:
         self._robot = robot
         self._control_hz = control_hz
-        self._columns = next(iter(moving_columns(robot).values()), [])
+        self._columns = next(iter(moving_columns(planned or robot).values()), [])
         self._commands: list[np.ndarray] = []
         self._jumps: list[float] = []
 

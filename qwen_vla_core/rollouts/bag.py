@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,9 +140,12 @@ class BagFile:
         channel = self._channels[topic]
         if channel.type not in self._known:
             self._learn(channel)
+        definition = self._store.get_msgdef(channel.type)
         try:
-            return self._store.deserialize_cdr(data, channel.type)
-        except SerdeError as error:
+            read = definition.deserialize_cdr_le if data[1] & 1 else definition.deserialize_cdr_be
+            message, _ = read(memoryview(data)[4:], 0, definition.cls, self._store)  # bytes may follow: ROS allows it
+            return message
+        except (SerdeError, struct.error, ValueError, IndexError) as error:
             raise UserError(f"{self._file}: a message on {topic} is no {channel.type} ({error})") from None
 
     def _learn(self, channel: Channel) -> None:

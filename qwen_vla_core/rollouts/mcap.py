@@ -88,11 +88,16 @@ class _Scan:
                 return  # cut off: compressed bytes are worth nothing in part
             inner = memoryview(DECOMPRESSORS[compression](bytes(inner), size))
         at = 0
+        before: list[Record] = []  # known to be whole when what follows it is a record too: a power cut leaves zeros
         while at + _HEADER.size <= len(inner):
             op, length = _HEADER.unpack_from(inner, at)
+            if op not in _KNOWN:
+                raise ValueError("no record")
+            yield from before
             at += _HEADER.size
-            yield from self._plain(op, bytes(inner[at : at + length]), length)
+            before = list(self._plain(op, bytes(inner[at : at + length]), length))
             at += length
+        yield from before
 
     def _plain(self, op: int, data: bytes, length: int) -> Iterator[Record]:
         if len(data) < length:

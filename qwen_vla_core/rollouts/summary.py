@@ -210,7 +210,8 @@ class _Story:
             said = ", ".join(f"{k} {event[k]}" for k in ("outcome", "seed", "seconds") if event.get(k) is not None)
             self._events.append(Event(max(seconds, 0.0), "simulator", f"{event.get('event', '')}: {said}"))
         else:
-            self._events.append(Event(seconds, "operator", f"{'note' if kind == NOTE else 'verdict'}: {text}"))
+            said = f"note: {text}" if kind == NOTE else f"verdict: {_verdict(text)}"
+            self._events.append(Event(seconds, "operator", said))
 
     def told(self, bag: BagFile, topics: tuple[TopicRate, ...]) -> Summary:
         """What came together."""
@@ -238,6 +239,16 @@ class _Story:
             for key, count in last.items():
                 if count > first.get(key, 0):
                     yield key, count - first.get(key, 0)
+
+
+def _verdict(text: str) -> str:
+    """As people read it: the outcome, with reason and note behind it."""
+    try:
+        said = dict(json.loads(text))
+    except (ValueError, TypeError):
+        return text
+    more = ", ".join(str(said[key]) for key in ("reason", "note") if said.get(key))
+    return f"{said.get('outcome', '')} ({more})" if more else str(said.get("outcome", ""))
 
 
 def _is_total(key: str) -> bool:

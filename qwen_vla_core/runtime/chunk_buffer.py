@@ -84,6 +84,11 @@ class ChunkBuffer:
         return self._plan is None
 
     @property
+    def plan_epoch(self) -> int | None:
+        """The epoch in which the newest chunk of the plan was taken; None without a plan."""
+        return None if self._plan is None else self._plan_epoch
+
+    @property
     def stamp_ns(self) -> int | None:
         """Observation stamp of the newest chunk in the plan."""
         return None if self._chunk is None else self._chunk.stamp_ns
@@ -140,6 +145,10 @@ class ChunkBuffer:
             value_c[self.held_c] = self._displaced_c[self.held_c]
         self._sampled = (t_ns, self.clock.now_s)
         return value_c
+
+    def now(self) -> np.ndarray | None:
+        """(c,) the joined plan where it was last sampled; None without a plan."""
+        return None if self._plan is None else self._joiner.at(self.clock.now_s)
 
     def hold(self, t_ns: int) -> None:
         """Nothing is played until ``t_ns``: the plan's clock stands."""

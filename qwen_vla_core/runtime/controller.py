@@ -22,13 +22,18 @@ from typing import Literal
 import numpy as np
 
 from qwen_vla_core.actions.conventions import continue_headings
+from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.spec import DELTA_KINDS, Embodiment
 from qwen_vla_core.interfaces import ActionChunk
+from qwen_vla_core.runtime.base_drive import BaseDrive
 from qwen_vla_core.runtime.chunk_buffer import ChunkBuffer
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, Strategy
+from qwen_vla_core.runtime.intake import Intake
+from qwen_vla_core.runtime.obstacles import Scan
 from qwen_vla_core.runtime.plan_clock import NANO
 from qwen_vla_core.runtime.safety import SafetyLimiter
 from qwen_vla_core.runtime.tally import Tally
+from qwen_vla_core.runtime.targets import Targets
 from qwen_vla_core.runtime.watchdog import Verdict, Watchdog
 from qwen_vla_core.runtime.workspace import MeasuredFence
 
@@ -70,15 +75,25 @@ class ControlLoop:
     Every method takes the current ROS time in nanoseconds. Not thread-safe: the node serialises the calls.
 
     Attributes:
-        buffer: the plan; limiter: the limits; both keep counters.
+        commanded: the robot as it is commanded; another than ``embodiment`` where hand poses become joints.
+        buffer: the plan, in the policy's channels; limiter: the limits, in those that are commanded; both count.
+        targets: what turns the first into the second; None where they are the same.
+        asked_c: (c,) what the plan last asked of the limiter.
         refused: which channels made chunks be refused, as far as a channel is to blame.
         mode, reason: as of the last tick or request.
         counters: holds, group_timeouts (of a part of the robot), estops, faults, clock_jumps, bad_states,
             chunks_ignored (those sent while not started), slowed (how often the plan was slowed down because a chunk
             was late).
+        base: what drives a mobile base, and what stops it before obstacles.
     """
 
-    def __init__(self, embodiment: Embodiment, *, strategy: Strategy = STRATEGIES[DEFAULT_STRATEGY]) -> None:
+    def __init__(
+        self,
+        embodiment: Embodiment,
+        *,
+        strategy: Strategy = STRATEGIES[DEFAULT_STRATEGY],
+        simulated: bool = False,
+    ) -> None:
         self.embodiment = embodiment
         self.buffer = ChunkBuffer(
             embodiment.channels,
@@ -88,10 +103,14 @@ class ControlLoop:
             patience_s=embodiment.safety.watchdog_ms / 1000,
             held_c=held_channels(embodiment),
         )
-        self.limiter = SafetyLimiter(embodiment)
+        self.commanded = commanded_robot(embodiment)
+        self.targets = None if self.commanded is embodiment else Targets(embodiment, self.commanded)
+        self.limiter = SafetyLimiter(self.commanded)
+        self.base = BaseDrive(self.commanded, self.limiter, simulated)
         self.refused = Tally(embodiment)
+        self._intake = Intake(embodiment)
         self._fence = MeasuredFence(embodiment)
-        self._watchdog = Watchdog(embodiment)
+        self._watchdog = Watchdog(self.commanded)
         self.mode: Mode = "idle"
         self.reason = "not started"
         self.counters: Counter[str] = Counter()
@@ -100,9 +119,10 @@ class ControlLoop:
         self._restarting = False
         self._last_tick_ns: int | None = None
         self._run_start_ns = 0
+        self.asked_c = np.zeros(len(self.commanded.channels))
         self._hold_target_c: np.ndarray | None = None
-        self._late_c = np.zeros(len(embodiment.channels), bool)
-        self._late_target_c = np.zeros(len(embodiment.channels))
+        self._late_c = np.zeros(len(self.commanded.channels), bool)
+        self._late_target_c = np.zeros(len(self.commanded.channels))
 
         self._state_index = {name: i for i, name in enumerate(embodiment.state_channels)}
         self._state_s = np.full(len(self._state_index), np.nan)
@@ -115,22 +135,23 @@ class ControlLoop:
         self._measured_columns = np.array(
             [
                 self._state_index.get(name, -1) if not is_velocity_c[i] else -1
-                for i, name in enumerate(embodiment.channels)
+                for i, name in enumerate(self.commanded.channels)
             ]
         )
         unmeasured = (self._measured_columns < 0) & ~is_velocity_c
         if unmeasured.any():
-            raise ValueError(f"no measured state for {embodiment.channels[int(np.argmax(unmeasured))]}")
+            raise ValueError(f"no measured state for {self.commanded.channels[int(np.argmax(unmeasured))]}")
         # An odometer's heading is known up to whole turns: measured headings and those of chunks are counted on.
         self._headings = tuple(
             (group.channels[-1], self._state_index[group.channels[-1]])
             for group in embodiment.actions
             if group.kind == "waypoint" and group.unit == "m,rad"
         )
-        self._keeps_command_c = np.array([g.kind == "gripper" for g in embodiment.actions for _ in g.channels])
+        self._keeps_command_c = np.array([g.kind == "gripper" for g in self.commanded.actions for _ in g.channels])
         self._slices: list[tuple[str, slice, float, float]] = []
+        self._poses = Intake(self.commanded)
         start = 0
-        for group in embodiment.actions:
+        for group in self.commanded.actions:
             stop = start + len(group.channels)
             self._slices.append((group.name, slice(start, stop), group.command.map.scale, group.command.map.offset))
             start = stop
@@ -138,7 +159,13 @@ class ControlLoop:
     @property
     def at_rest(self) -> bool:
         """Whether the commands no longer change (or none are published)."""
-        return not self._seeded or self.limiter.at_rest
+        return not self._seeded or (self.limiter.at_rest and self.base.at_rest)
+
+    @property
+    def position_c(self) -> np.ndarray:
+        """(c,) the last command as the policy would say it, in its channels."""
+        command = self.limiter.position_c
+        return command if self.targets is None else self.targets.plan_now(command)
 
     # ---- inputs -----------------------------------------------------------------------------------------------------
 
@@ -147,7 +174,12 @@ class ControlLoop:
         if not self._started:
             self.counters["chunks_ignored"] += 1
             return "not_started"
-        pose_c = self.limiter.position_c.copy() if self._seeded else None
+        pose_c = self.position_c.copy() if self._seeded else None
+        try:
+            chunk = self._intake.take(chunk, self._playing(t_ns, pose_c))
+        except ValueError:
+            self.buffer.rejections["no_rotation"] += 1
+            return "no_rotation"
         reason = self.buffer.push(self._counted_on(chunk), t_ns, pose_c)
         if reason is None:
             self._watchdog.fresh(t_ns, chunk.stamp_ns)
@@ -156,6 +188,10 @@ class ControlLoop:
             of_channel = dict(zip(chunk.channels, broken, strict=True))
             self.refused.add(reason, np.array([of_channel[name] for name in self.embodiment.channels]))
         return reason
+
+    def _playing(self, t_ns: int, pose_c: np.ndarray | None) -> np.ndarray | None:
+        """(c,) what the plan says now, else what is commanded: rotations of a chunk are written close to it."""
+        return pose_c if self.buffer.empty else self.buffer.now()
 
     def _counted_on(self, chunk: ActionChunk) -> ActionChunk:
         """The chunk with its headings within half a turn of the measured one, and of each other."""
@@ -183,6 +219,10 @@ class ControlLoop:
                 self._state_stamp_ns[column] = t_ns
             else:
                 self.counters["bad_states"] += 1
+
+    def update_scan(self, scan: Scan, t_ns: int) -> None:
+        """Takes a laser scan received at ``t_ns``; without an obstacle stop in the YAML it means nothing."""
+        self.base.take(scan, t_ns)
 
     def start(self, t_ns: int) -> tuple[bool, str]:
         """Begins (or resumes) playing chunks observed from now on. Refused while latched."""
@@ -241,16 +281,19 @@ class ControlLoop:
     def tick(self, t_ns: int) -> ControlOutput:
         """Decides the mode at ``t_ns`` and the next command of every group."""
         dt_s = self._elapsed(t_ns)
+        self.base.clear_note()
         if self.mode in ("estopped", "fault", "idle"):
             return self._rest(dt_s)
-        problem = self._state_problem(t_ns)
+        problem = self._state_problem(t_ns) or self.base.problem(t_ns)
         if problem is not None:
             self.buffer.hold(t_ns)
+            if self.base.tracks:  # by when it may go on, the base has rolled past where the plan stopped
+                self.buffer.clear()
             self._hold(problem, None)
             return self._rest(dt_s)
         measured_c = self._measured()
         if self._restarting and self._seeded:
-            if not (self.limiter.at_rest or self._far_from(measured_c)):
+            if not (self.at_rest or self._far_from(measured_c)):
                 return self._rest(dt_s)
             self._seeded = False
         self._restarting = False
@@ -268,26 +311,41 @@ class ControlLoop:
                 self._hold("waiting for the first chunk", measured_c)
         if target_c is None:
             assert self._hold_target_c is not None
-            return self._output(self.limiter.step(self._hold_target_c, measured_c, dt_s))
+            command_c = self.limiter.step(self.base.standing(self._hold_target_c), measured_c, dt_s)
+            self.base.stand(measured_c, dt_s)
+            return self._output(command_c)
         if self.mode != "running":
             self._run_start_ns = t_ns
             self._enter("running", PLAYING)
+            if self.targets is not None:
+                self.targets.reset(self.limiter.position_c)
+            self.base.begin(measured_c)
         self._tell_whether_late(t_ns)
+        target_c, fenced_c = self._fence.clip(target_c, self._state_s)
+        soft_ns = self.embodiment.safety.soft_start_s * NANO
+        scale = 1.0 if soft_ns <= 0 else min(1.0, (t_ns - self._run_start_ns) / soft_ns)
+        if self.targets is not None:
+            fenced_c = self.targets.mask(fenced_c)
+            target_c = self.targets.step(target_c, self.limiter.position_c, self._late_c, dt_s, scale)
         if verdict.reason:
             self.reason = verdict.reason
             target_c = np.where(self._late_c, self._late_target_c, target_c)
-        target_c, fenced_c = self._fence.clip(target_c, self._state_s)
         self.limiter.tally.add("workspace", fenced_c)
-        soft_ns = self.embodiment.safety.soft_start_s * NANO
-        scale = 1.0 if soft_ns <= 0 else min(1.0, (t_ns - self._run_start_ns) / soft_ns)
-        return self._output(self.limiter.step(target_c, measured_c, dt_s, scale))
+        target_c = self.base.clip(target_c, t_ns)
+        self.asked_c = target_c
+        command_c = self.limiter.step(target_c, measured_c, dt_s, scale)
+        self.base.follow(measured_c, self._late_c, dt_s, t_ns)
+        if self.base.note:
+            self.reason = self.base.note
+            self.limiter.tally.add("obstacle", self.base.guarded_c)
+        return self._output(command_c)
 
     def _tell_whether_late(self, t_ns: int) -> None:
         late_ms = self.buffer.late_ms(t_ns)
         if late_ms is None:
             self.reason = PLAYING
             return
-        if self.reason == PLAYING:
+        if not self.reason.startswith(SLOWED):
             self.counters["slowed"] += 1
         self.reason = f"{SLOWED} {self.buffer.clock.rate:.0%}: chunk late by {late_ms:.0f} ms"
 
@@ -332,8 +390,9 @@ class ControlLoop:
         if not self._seeded:
             return ControlOutput(self.mode, self.reason)
         command_c = self.limiter.stop(dt_s)
+        self.base.stand(None, dt_s)
         output = self._output(command_c)
-        if self.mode == "idle" and self.limiter.at_rest:
+        if self.mode == "idle" and self.at_rest:
             self._seeded = False
         return output
 
@@ -344,7 +403,7 @@ class ControlLoop:
         outside_c = np.maximum(limiter.lower_c - pose_c, pose_c - limiter.upper_c)
         worst = int(np.argmax(outside_c - START_TOLERANCE_S * limiter.velocity_c))
         if outside_c[worst] > START_TOLERANCE_S * limiter.velocity_c[worst]:
-            name = self.embodiment.channels[worst]
+            name = self.commanded.channels[worst]
             low, high = limiter.lower_c[worst], limiter.upper_c[worst]
             self.fault(f"measured {name} = {pose_c[worst]:.3f} is outside its limits {low:g} … {high:g}", t_ns)
             return False
@@ -363,11 +422,13 @@ class ControlLoop:
             name: GroupCommand(command_c[part] * scale + offset, rate_c[part] * scale)
             for name, part, scale, offset in self._slices
         }
+        commands |= {name: GroupCommand(*told) for name, told in self.base.told().items()}
         return ControlOutput(self.mode, self.reason, commands)
 
     def _measured(self) -> np.ndarray:
         """(c,) measured pose of the action channels; NaN for velocity-like ones."""
-        return np.where(self._measured_columns >= 0, self._state_s[self._measured_columns], np.nan)
+        measured_c = np.where(self._measured_columns >= 0, self._state_s[self._measured_columns], np.nan)
+        return self._poses.near(measured_c, self.limiter.position_c) if self._seeded else measured_c
 
     def _state_problem(self, t_ns: int) -> str | None:
         for name, columns, max_age_ns in self._state_groups:
@@ -387,6 +448,8 @@ class ControlLoop:
         if t_ns < last_ns - CLOCK_JUMP_NS:
             self.counters["clock_jumps"] += 1
             self._state_stamp_ns = [None] * len(self._state_stamp_ns)
+            if self.base.guard is not None:
+                self.base.guard.forget()
             self._run_start_ns = t_ns
             self._new_epoch(t_ns)
         return max(t_ns - last_ns, 0) / NANO

@@ -135,7 +135,7 @@ class ChainSet:
             reach = float(np.linalg.norm(chain.tip[:3, 3]))
             for j in reversed(range(len(chain.joints))):
                 joint = chain.joints[j]
-                self._terms[:, i, j] = _terms(joint)
+                self._terms[:, i, j] = joint_terms(joint)
                 self._axis[i, j, :, 0] = joint.axis
                 self._turns[i, j] = not joint.slides
                 reach += travel[i][j] if joint.slides else 0.0
@@ -163,8 +163,8 @@ class ChainSet:
 _NEXT, _AFTER = [1, 2, 0], [2, 0, 1]  # components of a cross product
 
 
-def _terms(joint: ChainJoint) -> np.ndarray:
-    """(4, 4, 4) matrices of 1, sin q, 1 − cos q and q."""
+def joint_terms(joint: ChainJoint) -> np.ndarray:
+    """(4, 4, 4) matrices of 1, sin q, 1 − cos q and q, whose weighted sum is the joint at q."""
     terms = np.zeros((4, 4, 4))
     terms[0] = joint.origin
     if joint.slides:

@@ -1,7 +1,8 @@
 """A robot without physics: it goes where it is commanded, as fast as its limits allow, and says where it is.
 
-It stands in for hardware wherever topics, types, units and limits matter and forces do not. It knows no kinematic
-chain: a robot that is commanded at its hand moves its hand, and its joints stay where they are.
+It stands in for hardware wherever topics, types, units and limits matter and forces do not. A robot that is commanded
+at its hand moves its hand, and its joints stay where they are; one whose YAML names a kinematic chain for its commands
+(``command.ik``) moves its joints, and its hand with them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from qwen_vla_core.actions.rotations import join_pose, to_quaternion
+from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.spec import DELTA_KINDS, ActionGroup, Embodiment, StateGroup
+from qwen_vla_core.runtime.targets import HandSolver
 
 SERVO_TIMEOUT_S = 0.25  # a velocity or displacement not commanded afresh for this long stops, as drivers do [X]
 _QUATERNION = ("qx", "qy", "qz", "qw")
@@ -22,7 +26,8 @@ class MockRobot:
     """State channels that follow commands.
 
     Position groups move towards their last command at no more than ``limits.velocity``. Displacements and base twists
-    are velocities: they are integrated into the state they change (see ``_moved_by``), and end when not repeated.
+    are velocities: they are integrated into the state they change (see ``_moved_by``), and end when not repeated. So do
+    the twists that tracked waypoints become.
     A base's pose and twist always fit each other, whichever of the two is commanded.
 
     Attributes:
@@ -30,8 +35,11 @@ class MockRobot:
         commands: action group → how many commands it got.
     """
 
-    def __init__(self, embodiment: Embodiment) -> None:
-        self.embodiment = embodiment
+    def __init__(self, embodiment: Embodiment, simulated: bool = True) -> None:
+        self.embodiment = commanded_robot(embodiment)
+        self._hands = _hands(embodiment)
+        embodiment = self.embodiment
+        self._twisted = {group.name for group in embodiment.actions if group.tracked(simulated)}
         self.values: dict[str, float] = dict.fromkeys(embodiment.state_channels, 0.0)
         self.commands: dict[str, int] = {group.name: 0 for group in embodiment.actions}
         self._time_s = 0.0
@@ -41,6 +49,7 @@ class MockRobot:
         self._odometry = [group for group in embodiment.state if group.source == "odometry"]
         self._base = dict.fromkeys(("x", "y", "z", "yaw", "vx", "vy", "wz"), 0.0)  # message units: m, rad, per second
         self._rest()
+        self._carry_hands()
 
     def _rest(self) -> None:
         """Where it begins: the start pose where there is one, the middle of its box, else 0 or the nearest limit."""
@@ -60,20 +69,37 @@ class MockRobot:
         for box in self.embodiment.safety.workspace:  # a measured hand begins where it may be
             for channel, low, high in zip(box.position, box.lower, box.upper, strict=False):
                 self.values[channel] = 0.5 * (low + high)
+        self._read_base()
+
+    def _read_base(self) -> None:
+        """The base's pose as the state channels have it."""
+        for group in self._odometry:
+            for channel, field in zip(group.channels, group.fields, strict=True):
+                if field in ("x", "y", "z", "yaw"):
+                    self._base[field] = float(group.map.to_message(self.values[channel]))
+
+    @property
+    def base_pose(self) -> tuple[float, float, float]:
+        """x, y (m) and heading (rad) of its base, as its odometry says."""
+        return self._base["x"], self._base["y"], self._base["yaw"]
 
     def command(self, name: str, values: np.ndarray) -> None:
-        """Takes a command of the group ``name``: (n,) in channel units.
+        """Takes a command of the group ``name``: (n,) in channel units, or the twist of a tracked group.
 
         Raises:
             ValueError: the number of values is not the group's, or one is not finite.
         """
         group = self._actions[name]
         values = np.asarray(values, dtype=np.float64)
-        if values.shape != (len(group.channels),):
-            raise ValueError(f"{values.size} values for the {len(group.channels)} channels of {name}")
+        count = len(group.twist_fields if name in self._twisted else group.channels)
+        if values.shape != (count,):
+            raise ValueError(f"{values.size} values for the {count} channels of {name}")
         if not np.isfinite(values).all():
             raise ValueError(f"command for {name} is not finite")
-        self._targets[name] = np.clip(values, group.limits.lower, group.limits.upper)
+        lower, upper = group.limits.lower, group.limits.upper
+        if name in self._twisted:
+            lower, upper = twist_range(group)
+        self._targets[name] = np.clip(values, lower, upper)
         self._commanded_s[name] = self._time_s
         self.commands[name] += 1
 
@@ -87,7 +113,7 @@ class MockRobot:
         for name, target in self._targets.items():
             group = self._actions[name]
             fresh = self._time_s - self._commanded_s[name] <= SERVO_TIMEOUT_S
-            if group.kind == "base_twist":
+            if group.kind == "base_twist" or name in self._twisted:
                 self._drive(group, target if fresh else np.zeros_like(target), dt_s)
                 driven = True
             elif group.kind in DELTA_KINDS:
@@ -96,6 +122,16 @@ class MockRobot:
             else:
                 self._approach(group, target, dt_s)
         self._keep_odometry(before, driven, dt_s)
+        self._carry_hands()
+
+    def _carry_hands(self) -> None:
+        """Measured hands go where their joints carry them."""
+        for solver, joints, state in self._hands:
+            place, rotation = solver.pose(np.array([self.values[channel] for channel in joints]))
+            pose = [*place, *Rotation.from_matrix(rotation).as_quat(canonical=True)]
+            measured = dict(zip(("x", "y", "z", *_QUATERNION), pose, strict=True))
+            for channel, field in zip(state.channels, state.fields, strict=True):
+                self.values[channel] = float(state.map.to_channel(measured[field]))
 
     def _approach(self, group: ActionGroup, target: np.ndarray, dt_s: float) -> None:
         turning = group.channels[-1] if group.kind == "waypoint" and group.unit == "m,rad" else ""
@@ -132,7 +168,8 @@ class MockRobot:
         """Integrates a twist in the base's own frame, with the heading of the middle of the step."""
         message = group.command.map.to_message(twist)
         speed = {"vx": 0.0, "vy": 0.0, "wz": 0.0}
-        speed |= dict(zip(group.command.fields, np.asarray(message).tolist(), strict=True))
+        names = group.twist_fields if group.kind == "waypoint" else group.command.fields
+        speed |= dict(zip(names, np.asarray(message).tolist(), strict=True))
         base = self._base
         heading = base["yaw"] + 0.5 * speed["wz"] * dt_s
         base["x"] += (math.cos(heading) * speed["vx"] - math.sin(heading) * speed["vy"]) * dt_s
@@ -144,10 +181,7 @@ class MockRobot:
         """Pose from twist where the twist is commanded, twist from pose otherwise; then both into the channels."""
         base = self._base
         if not driven:
-            for group in self._odometry:
-                for channel, field in zip(group.channels, group.fields, strict=True):
-                    if field in ("x", "y", "z", "yaw"):
-                        base[field] = float(group.map.to_message(self.values[channel]))
+            self._read_base()
             dx, dy = (base["x"] - before["x"]) / dt_s, (base["y"] - before["y"]) / dt_s
             cos, sin = math.cos(base["yaw"]), math.sin(base["yaw"])
             base["vx"], base["vy"] = cos * dx + sin * dy, cos * dy - sin * dx
@@ -155,6 +189,26 @@ class MockRobot:
         for group in self._odometry:
             for channel, field in zip(group.channels, group.fields, strict=True):
                 self.values[channel] = float(group.map.to_channel(base[field]))
+
+
+def _hands(robot: Embodiment) -> list[tuple[HandSolver, tuple[str, ...], StateGroup]]:
+    """Kinematics of each group commanded through its joints, the joints' channels, and the hand they carry."""
+    found = []
+    for index, group in enumerate(robot.actions):
+        states = [state for state in robot.state if state.source == "pose"]
+        if group.command.ik is not None and states:
+            hand = max(states, key=lambda state: _alike(group, state))
+            found.append((HandSolver(robot, index), group.command.ik.channels, hand))
+    return found
+
+
+def twist_range(group: ActionGroup) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Lowest and highest twist that the base of a tracked group takes, in the order of its fields."""
+    spec = group.command.tracker
+    assert spec is not None
+    highest = {"vx": spec.max_speed, "vy": spec.max_speed, "wz": spec.max_turn}
+    lowest = {**highest, "vx": spec.max_reverse}
+    return tuple(-lowest[name] for name in group.twist_fields), tuple(highest[name] for name in group.twist_fields)
 
 
 def _moved_by(group: ActionGroup, states: tuple[StateGroup, ...]) -> StateGroup | None:

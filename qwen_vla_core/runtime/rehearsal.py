@@ -23,6 +23,7 @@ START_NS = 1_000_000_000_000
 HOLD_S = 2.0  # of standing still, beyond the soft start
 SHARE_OF_RANGE = 0.05  # the sine moves a channel by so much of its range, or less where its rates do not allow it [O]
 UNCHANGED = 1e-3  # of the sine: less than this is the plan's own rounding at a limit, not a change
+SWING = (0.02, 0.05)  # metres, radians: how far a hand that is commanded through its joints goes [O]
 SHARE_OF_RATES = 0.4  # of the largest velocity and acceleration that the sine may need [O]
 NO_ROTATION_SINE = ("m,quaternion", "m,rot6d")  # their numbers cannot be moved one by one
 
@@ -32,6 +33,7 @@ class Rehearsal:
     """What was planned, commanded and measured, tick by tick; channel units.
 
     Attributes:
+        robot: as it is commanded; all columns are of its channels.
         times_s: (T,) since the first tick; sine_s: when the sine began; period_s: of the controller.
         planned_tc: (T, c) what the limiter was asked for; command_tc: (T, c) what it let pass.
         measured_tc: (T, c) the mock; NaN where a channel has no measured counterpart.
@@ -74,21 +76,26 @@ def rehearse(robot: Embodiment, scale: float = 1.0) -> Rehearsal:
         robot: the embodiment.
         scale: multiplies the sine, to see the limits at work.
     """
-    loop, mock = ControlLoop(robot), MockRobot(robot)
+    loop, mock = ControlLoop(robot), MockRobot(robot, simulated=False)
     tick_ns = round(1e9 / robot.control.controller_rate_hz)
-    rest_c = np.array([mock.values.get(channel, 0.0) for channel in robot.channels])
+    commanded = loop.commanded
+    rest_c = np.array([mock.values.get(channel, 0.0) for channel in commanded.channels])
     rest_c = np.where(loop.limiter.is_velocity_c, 0.0, rest_c)
+    if loop.targets is not None:
+        rest_c = loop.targets.plan_now(rest_c)
+    is_velocity_c = np.array([group.kind in VELOCITY_KINDS for group in robot.actions for _ in group.channels])
+    upper_c = np.array([x for group in robot.actions for x in group.limits.upper])
     cycle_s = max(4.0, 8 * robot.period_s)
     amplitude_c = scale * _amplitudes(robot, 2 * math.pi / cycle_s)
     hold_s = robot.safety.soft_start_s + HOLD_S
     sine_s = hold_s - robot.period_s  # the first action of the sine is approached from the one before it
     total_s = hold_s + 2 * cycle_s + max(1.0, 2 * robot.period_s)
-    sign_c = np.where(rest_c + np.abs(amplitude_c) <= loop.limiter.upper_c, 1.0, -1.0)
+    sign_c = np.where(rest_c + np.abs(amplitude_c) <= upper_c, 1.0, -1.0)
 
     def plan(seconds: np.ndarray) -> np.ndarray:
         """(n, c) where to be at each time; velocities swing around zero, positions away from rest and back."""
         phase = np.clip(seconds - hold_s, 0.0, 2 * cycle_s)[:, None] * (2 * math.pi / cycle_s)
-        swing = np.where(loop.limiter.is_velocity_c, np.sin(phase), 0.5 * (1.0 - np.cos(phase)) * sign_c)
+        swing = np.where(is_velocity_c, np.sin(phase), 0.5 * (1.0 - np.cos(phase)) * sign_c)
         return np.asarray(rest_c + amplitude_c * swing)
 
     rows: list[tuple[float, np.ndarray, np.ndarray, np.ndarray]] = []
@@ -112,20 +119,22 @@ def rehearse(robot: Embodiment, scale: float = 1.0) -> Rehearsal:
         if not output.commands or output.mode != "running":
             break
         command_c = loop.limiter.position_c.copy()
-        planned_c = loop.buffer.sample(now_ns)
-        for group in robot.actions:
+        planned_c = loop.buffer.sample(now_ns) if loop.targets is None else loop.asked_c
+        for group in commanded.actions:
             mock.command(group.name, group.command.map.to_channel(output.commands[group.name].values))
         mock.step(tick_ns * 1e-9)
-        measured_c = np.array([mock.values.get(channel, math.nan) for channel in robot.channels])
+        measured_c = np.array([mock.values.get(channel, math.nan) for channel in commanded.channels])
         rows.append((t_ns * 1e-9, command_c if planned_c is None else planned_c, command_c, measured_c))
     assert output is not None
-    empty = np.zeros((0, len(robot.channels)))
+    empty = np.zeros((0, len(commanded.channels)))
     times, planned, command, measured = (
         [np.array(column) for column in zip(*rows, strict=True)] if rows else [np.zeros(0), empty, empty, empty]
     )
     measured = np.where(loop.limiter.is_velocity_c, math.nan, measured)
+    if loop.targets is not None and len(planned):
+        amplitude_c = np.ptp(planned, axis=0)
     return Rehearsal(
-        robot,
+        commanded,
         times,
         sine_s,
         tick_ns * 1e-9,
@@ -146,7 +155,14 @@ def _amplitudes(robot: Embodiment, omega: float) -> np.ndarray:
     displacement per period is held, so that the command itself steps within one tick.
     """
     tick_s = 1.0 / robot.control.controller_rate_hz
-    return np.concatenate([_group_amplitudes(group, robot.period_s, omega, tick_s) for group in robot.actions])
+    parts = []
+    for group in robot.actions:
+        amplitude = _group_amplitudes(group, robot.period_s, omega, tick_s)
+        if group.command.ik is not None:  # small enough for the joints too: all axes swing at once
+            far = np.array([SWING[0]] * 3 + [SWING[1]] * (len(amplitude) - 3))
+            amplitude = np.minimum(amplitude, far * omega * robot.period_s / 2 if group.kind in DELTA_KINDS else far)
+        parts.append(amplitude)
+    return np.concatenate(parts)
 
 
 def _group_amplitudes(group: ActionGroup, period_s: float, omega: float, tick_s: float) -> np.ndarray:
@@ -160,6 +176,8 @@ def _group_amplitudes(group: ActionGroup, period_s: float, omega: float, tick_s:
     sharpest = steepest / tick_s if group.kind in VELOCITY_KINDS else omega * omega * period_s / tick_s
     allowed = SHARE_OF_RATES * np.minimum(velocity / steepest, acceleration / sharpest)
     amplitude = np.minimum(reach, allowed)
+    if group.command.tracker is not None and group.tracked() and group.command.tracker.law == "kanayama":
+        amplitude[1] = 0.0  # it cannot go sideways, and its start looks along x
     if group.unit in NO_ROTATION_SINE:
         amplitude[3:] = 0.0
     return np.asarray(amplitude)

@@ -124,6 +124,14 @@ class SafetyLimiter:
         if self.fence is not None:
             self.fence.reset(position_c)
 
+    def rebase(self, columns: slice, values: np.ndarray) -> None:
+        """Puts channels that nobody is told (the setpoint of a tracked base) elsewhere, at rest; finite values."""
+        value = np.clip(values, self.lower_c[columns], self.upper_c[columns])
+        for kept in (self._position_c, self._target_c):
+            kept[columns] = value
+        for kept in (self._rate_c, self._acceleration_c, self._target_rate_c):
+            kept[columns] = 0.0
+
     def step(
         self, target_c: np.ndarray, measured_c: np.ndarray, dt_s: float, velocity_scale: float = 1.0
     ) -> np.ndarray:

@@ -50,9 +50,11 @@ class LookSchedule:
             latency: from the start of an inference to its chunk.
         """
         wanted_s = last_look_s + self.execute_s
-        takes_s = latency.p95
-        if takes_s is None or last_chunk_s is None:
+        if last_chunk_s is None:
             return wanted_s
+        takes_s = latency.p95
+        if takes_s is None:  # no experience yet: as long as the last one, or a slow robot times out at its first chunks
+            takes_s = max(last_chunk_s - last_look_s, 0.0)
         needed_s = last_chunk_s + self.patience_s
         if plan_end_s is not None:
             needed_s = min(needed_s, plan_end_s - self.brake_s / 2)

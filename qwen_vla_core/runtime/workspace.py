@@ -250,7 +250,7 @@ class MeasuredFence:
         braking: list[float] = []
         for box in embodiment.safety.workspace:
             group = next(g for g in embodiment.actions if g.name == box.group)
-            if group.kind != "eef_delta":
+            if group.kind != "eef_delta" or not box.position:
                 continue
             first = embodiment.channels.index(group.channels[0])
             columns += [first, first + 1, first + 2]

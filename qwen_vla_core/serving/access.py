@@ -16,8 +16,8 @@ MIN_TOKEN = 16  # characters; shorter ones can be guessed over a network
 SCHEMES = ("bearer", "api-key")  # the second one is what openpi's clients send
 
 
-def read_token(token: str = "", token_file: str = "") -> str:
-    """The token from a flag, a file or the environment, in this order; empty where there is none.
+def read_token(token: str = "", token_file: str = "", variable: str = TOKEN_VARIABLE) -> str:
+    """The token from a flag, a file or the environment ``variable``, in this order; empty where there is none.
 
     Raises:
         UserError: the file cannot be read or is empty, or the token has characters that no header can carry.
@@ -34,30 +34,36 @@ def read_token(token: str = "", token_file: str = "") -> str:
         if not token:
             raise UserError(f"{source} is empty")
     elif not token:
-        source, token = TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE, "").strip()
+        source, token = variable, os.environ.get(variable, "").strip()
     if not token.isascii() or any(c.isspace() or not c.isprintable() for c in token):
         raise UserError(f"{source}: a token is printable ASCII without spaces")
     return token
 
 
-def check_binding(host: str, token: str) -> None:
+def check_binding(
+    host: str, token: str, flag: str = "--host", remedy: str = f"--token-file, --token or {TOKEN_VARIABLE}"
+) -> None:
     """Refuses to serve the network without a token worth the name.
+
+    Args:
+        host: the address to bind; empty: all interfaces.
+        token: what clients must show.
+        flag: where the address was given, and ``remedy``, where a token can be: for the message.
 
     Raises:
         UserError: the address is not a loopback one and the token is missing or short, or nothing has this name.
     """
-    if is_loopback(host):
+    if is_loopback(host, flag):
         return
     if not token:
         raise UserError(
-            f"--host {host or '(all)'} is not a loopback address: give a token (--token-file, --token or "
-            f"{TOKEN_VARIABLE}), or bind to 127.0.0.1"
+            f"{flag} {host or '(all)'} is not a loopback address: give a token ({remedy}), or bind to 127.0.0.1"
         )
     if len(token) < MIN_TOKEN:
         raise UserError(f"the token has {len(token)} characters: use at least {MIN_TOKEN}, e.g. openssl rand -hex 32")
 
 
-def is_loopback(host: str) -> bool:
+def is_loopback(host: str, flag: str = "--host") -> bool:
     """Whether every address of this name stays on this machine.
 
     Raises:
@@ -68,7 +74,7 @@ def is_loopback(host: str) -> bool:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise UserError(f"--host {host}: {error}") from error
+        raise UserError(f"{flag} {host}: {error}") from error
     return all(ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_loopback for entry in found)
 
 

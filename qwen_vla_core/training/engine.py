@@ -96,6 +96,7 @@ def run(
     average = Average(task.learner, spec.average)
     first = restore_state(out, task.learner, optimizer, average, provenance)
     began, recent = time.monotonic(), dict[str, float]()
+    saving = _Saving(recipe)
     log = _Log(out / LOG_FILE, recipe.stage, ranks, hooks, task)
     bar = tqdm(
         total=recipe.steps, initial=first, desc=recipe.stage, disable=not (progress and ranks.first), mininterval=1
@@ -123,10 +124,11 @@ def run(
         if (step + 1) % recipe.log_every == 0 or step + 1 == recipe.steps:
             bar.set_postfix({key: f"{value:.4f}" for key, value in recent.items()}, refresh=False)
             log.write(step + 1, norm, learning)
-        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
+        if saving(step + 1):
             save_state(out, step + 1, task.learner, optimizer, average, provenance)
             with average.applied_to(task.learner):
                 hooks.saved(step + 1)
+            saving.done()
     bar.close()
     return {"steps": recipe.steps, "seconds": round(time.monotonic() - began, 1), **recent}
 
@@ -147,6 +149,25 @@ def gradients(task: Task, batch: StepBatch, recipe: StageRecipe, ranks: Ranks) -
             sums[key] += float(value.detach())
     total = all_sum(sums)
     return {key: total[key] / counts[key] for key in total if counts[key]}
+
+
+class _Saving:
+    """Whether a step is one after which the state is saved; the same answer on every rank."""
+
+    def __init__(self, recipe: StageRecipe) -> None:
+        self.recipe, self._since = recipe, time.monotonic()
+
+    def __call__(self, step: int) -> bool:
+        recipe = self.recipe
+        if step % recipe.save_every == 0 or step == recipe.steps:
+            return True
+        if not recipe.save_minutes:
+            return False
+        overdue = time.monotonic() - self._since >= 60 * recipe.save_minutes
+        return all_sum({"overdue": float(overdue)})["overdue"] > 0  # clocks of ranks differ a little
+
+    def done(self) -> None:
+        self._since = time.monotonic()
 
 
 class _Log:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_json
 from qwen_vla_core.training.stage_recipe import StageRecipe, load_stage
@@ -155,6 +157,11 @@ class _Beside:
         self.opened, self.checkpoint = opened, checkpoint
         recipe, out = opened.recipe, opened.out
         self.worlds = parse_worlds(recipe.evaluate.embodiments) if recipe.evaluate is not None else []
+        self.left_out: Any = None
+        if recipe.open_loop is not None and opened.ranks.first:
+            from qwen_vla_core.training.left_out import LeftOut
+
+            self.left_out = LeftOut(opened.mixture, opened.policy, out, recipe.stage, recipe.open_loop.frames)
         state = latest(out)
         self.step = read_progress(state)[0] if state is not None else 0
         self.board: Any = None
@@ -193,6 +200,12 @@ class _Beside:
                 for row in record_evaluations(out, step, rows, recipe.stage):
                     if self.board is not None:
                         self.board.evaluation(row)
+            if self.left_out is not None:
+                from qwen_vla_core.training.left_out import verdict
+
+                asked = verdict(self.left_out.ask(step))
+                if self.opened.progress:
+                    tqdm.write(asked)
             if (out / LOG_FILE).exists():
                 plot_runs([out], out / CURVES)
         barrier()

@@ -158,6 +158,13 @@ class EvaluateSpec:
 
 
 @dataclass(frozen=True)
+class OpenLoopSpec:
+    """Predicted beside recorded chunks during training, on the episodes that the mixture's `leave_out` names."""
+
+    frames: int = field(default=200, metadata=doc("Questions per dataset.", minimum=1))
+
+
+@dataclass(frozen=True)
 class StageRecipe:
     """Everything that makes one stage repeatable."""
 
@@ -178,10 +185,16 @@ class StageRecipe:
     scale: ScaleSpec = field(default_factory=ScaleSpec, metadata=doc("How the work is spread."))
     lora: LoraSpec | None = field(default=None, metadata=doc("Adapters on the backbone; default: none."))
     evaluate: EvaluateSpec | None = field(default=None, metadata=doc("Episodes during training; default: none."))
+    open_loop: OpenLoopSpec | None = field(
+        default=None, metadata=doc("Errors on left-out episodes at every saved state; default: none.")
+    )
     tensorboard: bool = field(default=False, metadata=doc("TensorBoard events beside the log."))
     seed: int = field(default=0, metadata=doc("Of weights, samples, noise.", minimum=0))
     log_every: int = field(default=20, metadata=doc("Steps between log lines.", minimum=1))
     save_every: int = field(default=500, metadata=doc("Steps between saved states.", minimum=1))
+    save_minutes: float = field(
+        default=0.0, metadata=doc("Also save when so long nothing was saved; 0: no such time.", minimum=0.0)
+    )
     description: str = field(default="", metadata=doc("For humans."))
     source: str = field(default="<recipe>", compare=False, metadata=doc("", internal=True))
 
@@ -199,7 +212,8 @@ class StageRecipe:
     def choices(self) -> dict[str, Any]:
         """Every choice that changes what is learnt; where it begins, how it is spread and logged is left out."""
         plain = self.to_json()
-        for key in ("start", "scale", "evaluate", "tensorboard", "log_every", "save_every", "description"):
+        beside = ("evaluate", "open_loop", "tensorboard", "log_every", "save_every", "save_minutes")
+        for key in ("start", "scale", *beside, "description"):
             del plain[key]
         for key in ("workers", "prefetch", "cache_mb"):
             del plain["loader"][key]
@@ -235,6 +249,10 @@ def _check(recipe: StageRecipe, parser: NodeParser) -> None:
         parser.fail("optim.matrices", "muon needs whole matrices on every rank", "use adamw, or scale.parallel: ddp")
     if recipe.lora is not None and recipe.scale.parallel == "fsdp2":
         parser.fail("lora", "adapters are not sharded", "use scale.parallel: ddp; the frozen weights need no gradients")
+    if recipe.open_loop is not None and recipe.scale.parallel == "fsdp2":
+        parser.fail("open_loop", "one rank alone cannot ask a sharded policy", "use scale.parallel: ddp")
+    if recipe.open_loop is not None and recipe.stage not in ("cpt", "sft"):
+        parser.fail("open_loop", f"stage {recipe.stage} does not act on what it sees", "remove the key")
     if recipe.renew is not None and not rates.decoder:
         parser.fail("renew", "the new decoder would stay as it begins", "give optim.rates.decoder a rate")
     if recipe.lora is not None and rates.vision:

@@ -10,6 +10,7 @@ import numpy as np
 
 from qwen_vla_core.embodiment import Embodiment, load_embodiment
 from qwen_vla_core.embodiment.load import parse_embodiment
+from qwen_vla_core.embodiment.namespaced import namespaced
 from qwen_vla_core.embodiment.spec import CameraSpec
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.rollouts.bag import BagFile
@@ -42,8 +43,10 @@ class Episode:
             self.robot = load_embodiment(str(self.about["embodiment"]))
         else:
             raise UserError(f"{rollout.folder / SIDECAR}: says nothing of the robot (embodiment_yaml)")
+        if self.about.get("namespaced_topics"):
+            self.robot = namespaced(self.robot)
         self.bag = BagFile(rollout.folder)
-        self.start_ns = max(int(self.about.get("started_ns") or 0), self.bag.start_ns)
+        self.start_ns = int(self.about.get("started_ns") or 0) or self.bag.start_ns
         self.end_ns = self.bag.end_ns
 
     def topic(self, name: str) -> str | None:

@@ -128,7 +128,11 @@ class Feed:
 
     def _hear(self, topic: str, data: bytes) -> None:
         subscription: Any = self._subscriptions[topic]
-        subscription.callback(deserialize_message(data, subscription.msg_type))
+        try:
+            message = deserialize_message(data, subscription.msg_type)
+        except Exception as error:  # rclpy raises a class of its C extension
+            raise UserError(f"{self._episode.rollout.name}: a message on {topic} cannot be read ({error})") from None
+        subscription.callback(message)
 
     def _instruct(self, record: InferenceRecord) -> int:
         """Gives the instruction anew, so that the node forgets what it saw; 1 where the bag has no such text."""

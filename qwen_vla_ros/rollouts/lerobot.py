@@ -13,7 +13,7 @@ import numpy as np
 
 from qwen_vla_core.data.contract import DataContract
 from qwen_vla_core.data.dataset import EpisodeRows
-from qwen_vla_core.data.lerobot import LeRobotWriter
+from qwen_vla_core.data.lerobot import LeRobotDataset, LeRobotWriter
 from qwen_vla_core.embodiment.spec import BASE_KINDS, Embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.rollouts.index import Rollout
@@ -81,6 +81,7 @@ def export(
     outcomes: Counter[str] = Counter()
     skipped: dict[str, str] = {}
     steps = human = written = 0
+    places: dict[int, Segment] = {}
     writer = LeRobotWriter(
         path,
         DataContract.of(robot),
@@ -109,9 +110,10 @@ def export(
                     common = rows.left_out.most_common(1)
                     skipped[rollout.name] = common[0][0] if common else "shorter than one step"
                 for number, segment in enumerate(rows.segments):
-                    _write(writer, episode, rows, number, segment, sizes)
+                    places[_write(writer, episode, rows, number, segment, sizes)] = segment
                     written, steps, human = written + 1, steps + len(segment), human + int(segment.human.sum())
                     outcomes[rollout.outcome] += 1
+    _read_back(path, places)
     return Exported(written, steps, human, dict(outcomes), dict(left_out), skipped)
 
 
@@ -125,7 +127,8 @@ def _check_same(robot: Embodiment, episode: Episode) -> None:
 
 def _write(
     writer: LeRobotWriter, episode: Episode, rows: Rows, number: int, segment: Segment, sizes: dict[str, Size]
-) -> None:
+) -> int:
+    """Adds one segment; returns its number in the dataset."""
     rollout, period_s = episode.rollout, episode.robot.period_s
     values = EpisodeRows(
         state=segment.state.astype(np.float32),
@@ -150,7 +153,27 @@ def _write(
         "started": rollout.started,
         "human_steps": int(segment.human.sum()),
     }
-    writer.add_episode(values, rows.instructions, frames, info)
+    return writer.add_episode(values, rows.instructions, frames, info)
+
+
+def _read_back(path: str | Path, places: dict[int, Segment]) -> None:
+    """Reads what was written as training will: every number, and the first and the last picture of every view.
+
+    Raises:
+        UserError: it is not what was written.
+    """
+    if not places:
+        return
+    dataset = LeRobotDataset(path)
+    for number, segment in places.items():
+        rows = dataset.rows(number)
+        same = np.array_equal(rows.state, segment.state.astype(np.float32))
+        same = same and np.array_equal(rows.action, segment.action.astype(np.float32))
+        same = same and np.array_equal(rows.extra[INTERVENTION], segment.human)
+        if not same:
+            raise UserError(f"{path}: episode {number} reads back other values than were written; report this")
+        for view in dataset.views:
+            dataset.frames(number, view, [0, len(segment) - 1])
 
 
 def _frames(episode: Episode, view: str, arrivals: np.ndarray, size: Size) -> Iterator[np.ndarray]:

@@ -285,6 +285,8 @@ def _node(
         arguments += ["-p", "frozen_after_s:=0.0", "--log-level", "policy_node:=warn"]
         if checkpoint and setup is None:
             arguments += ["-p", f"checkpoint:={checkpoint}"]
+        if episode.about.get("namespaced_topics"):
+            arguments += ["-p", "namespaced_topics:=true"]
         namespace = str(episode.about.get("namespace") or "").strip("/")
         if namespace:
             arguments += ["-r", f"__ns:=/{namespace}"]

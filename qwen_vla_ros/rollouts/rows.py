@@ -7,6 +7,7 @@ later, whoever commanded it: a chunk's first action is due then. Steps for which
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ from qwen_vla_ros.messages import (
     state_from_odometry,
     state_from_pose,
 )
-from qwen_vla_ros.node_utils import HUMAN_TOPIC, INSTRUCTION_TOPIC
+from qwen_vla_ros.node_utils import HUMAN_TOPIC, INSTRUCTION_TOPIC, PLAYING_TOPIC
 from qwen_vla_ros.rollouts.episode import Episode
 from qwen_vla_ros.rollouts.feed import header_stamp_ns
 
 Keep = Literal["all", "human", "policy"]
+NEAR_NS = 100_000_000  # how far a measured pose may lie from the moment it stands for
 FROM_STATE = {"joint_state": state_from_joint_state, "odometry": state_from_odometry, "pose": state_from_pose}
 
 
@@ -75,7 +77,7 @@ class Series:
     def __init__(self, times_ns: Sequence[int], values: Sequence[Any], dtype: type = np.float64) -> None:
         order = np.argsort(np.array(times_ns, np.int64), kind="stable")
         self.times = np.array(times_ns, np.int64)[order]
-        self.values = np.array(values, dtype=dtype)[order]
+        self.values: np.ndarray = np.array(values, dtype=dtype)[order]
 
     def __len__(self) -> int:
         return len(self.times)
@@ -107,7 +109,8 @@ def rows_of(episode: Episode, keep: Keep = "all", shortest: int = 5) -> Rows:
     period_ns = round(robot.period_s * 1e9)
     pictures = {camera.view: _picture_times(episode, camera.topic) for camera in robot.cameras}
     reference = pictures[robot.reference_camera.view]
-    first = max(int(reference.times[0]), episode.start_ns)
+    begin = int(np.searchsorted(reference.times, episode.start_ns))
+    first = int(reference.times[min(begin, len(reference) - 1)])
     count = int((int(reference.times[-1]) - first) // period_ns) + 1
     grid = first + np.arange(max(count, 0), dtype=np.int64) * period_ns
     stamps = reference.times[reference.nearest(grid)]
@@ -125,19 +128,24 @@ def rows_of(episode: Episode, keep: Keep = "all", shortest: int = 5) -> Rows:
         leave_out(np.abs(series.times[index] - stamps) > camera.max_age_ms * 1e6, f"no picture of {camera.view}")
         shown[camera.view] = series.values[index]
     state = np.zeros((len(grid), len(robot.state_channels)))
+    readings: dict[str, tuple[Series, int]] = {}  # channel → where it is measured
     for columns, series, name, max_age_ms in state_series(episode):
         index = series.nearest(stamps)
         leave_out(np.abs(series.times[index] - stamps) > max_age_ms * 1e6, f"no state {name}")
         state[:, columns] = series.values[index]
+        readings |= {robot.state_channels[column]: (series, i) for i, column in enumerate(columns)}
     action = np.zeros((len(grid), len(robot.channels)))
     start = 0
     for group in robot.actions:
         stop = start + len(group.channels)
-        values, silent = _commanded(episode, group, stamps, due)
+        if group.tracked(bool(episode.about.get("simulated"))):
+            values, silent = _reached(group, robot.state_channels, readings, due)
+        else:
+            values, silent = _commanded(episode, group, stamps, due)
         leave_out(silent, f"nothing commanded {group.name}")
         action[:, start:stop] = values
         start = stop
-    instructions, task = _tasks(episode, stamps)
+    instructions, task = _tasks(episode, stamps, due)
     leave_out(task < 0, "no instruction")
     human = _human(episode, due)
     if keep != "all":
@@ -260,17 +268,59 @@ def _commanded(
     return result, silent
 
 
-def _tasks(episode: Episode, stamps: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """The instructions, and (T,) which one each step follows; −1: none."""
+def _reached(
+    group: ActionGroup, channels: tuple[str, ...], readings: dict[str, tuple[Series, int]], due: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(T, c_g) where a base that is told twists was one period later, and (T,) bool, where that was not measured.
+
+    Its waypoints never leave the controller as such, and where it got to is what they are about.
+
+    Raises:
+        UserError: a channel is not measured.
+    """
+    values = np.zeros((len(due), len(group.channels)))
+    unknown = np.zeros(len(due), bool)
+    for column, channel in enumerate(group.channels):
+        if channel not in readings:
+            raise UserError(f"waypoint channel '{channel}' is not among the measured ones: {', '.join(channels)}")
+        series, place = readings[channel]
+        index = series.nearest(due)
+        unknown |= np.abs(series.times[index] - due) > NEAR_NS
+        values[:, column] = series.values[index, place]
+    return values, unknown
+
+
+def _tasks(episode: Episode, stamps: np.ndarray, due: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """The instructions, and (T,) which one each step follows; −1: none.
+
+    Where the controller told which instruction it plays (``qwen_vla/playing``), that counts for the action: the plan of
+    an old one is played until the first chunk for the new one has come.
+    """
     told = [(time_ns, str(msg.data).strip()) for time_ns, msg in episode.told(INSTRUCTION_TOPIC)]
     if not told and episode.rollout.instruction:
         told = [(episode.start_ns, episode.rollout.instruction)]
     texts: dict[str, int] = {}
-    numbers = [texts.setdefault(text, len(texts)) if text else -1 for _, text in told]
+    task = _at(told, stamps, texts)
+    played = []
+    for time_ns, msg in episode.told(PLAYING_TOPIC):
+        try:
+            event = dict(json.loads(str(msg.data)))
+        except (ValueError, TypeError):
+            continue
+        played.append((time_ns, str(event.get("instruction") or "").strip()))
+    if played:
+        playing = _at(played, due, texts)
+        task = np.where((playing >= 0) & (task >= 0), playing, task)
+    return tuple(texts), task
+
+
+def _at(told: Sequence[tuple[int, str]], times: np.ndarray, texts: dict[str, int]) -> np.ndarray:
+    """(T,) number in ``texts``, which grows, of the sentence told last before each time; −1: none, or an empty one."""
     if not told:
-        return (), np.full(len(stamps), -1)
-    at = np.searchsorted(np.array([time_ns for time_ns, _ in told]), stamps, "right") - 1
-    return tuple(texts), np.where(at >= 0, np.array(numbers)[np.maximum(at, 0)], -1)
+        return np.full(len(times), -1)
+    numbers = np.array([texts.setdefault(text, len(texts)) if text else -1 for _, text in told])
+    at = np.searchsorted(np.array([time_ns for time_ns, _ in told]), times, "right") - 1
+    return np.where(at >= 0, numbers[np.maximum(at, 0)], -1)
 
 
 def _human(episode: Episode, due: np.ndarray) -> np.ndarray:

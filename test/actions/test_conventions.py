@@ -10,15 +10,18 @@ from scipy.spatial.transform import Rotation
 
 from qwen_vla_core.actions.conventions import relative_parts, to_absolute, to_relative
 from qwen_vla_core.actions.rotations import join_pose, pose_size, split_pose
-from qwen_vla_core.data.contract import ChannelGroup
+from qwen_vla_core.data.contract import ChannelGroup, DataContract
+from qwen_vla_core.data.hands.eigengrasps import Eigengrasps, Moments
+from qwen_vla_core.data.hands.track import contract_of
+from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.errors import UserError
 
 POSE_UNITS = ("m", "m,axis_angle", "m,euler_xyz", "m,quaternion", "m,rot6d")
 H = 5
 
 
-def group(kind: str, unit: str, size: int, name: str = "arm") -> ChannelGroup:
-    return ChannelGroup(name, kind, unit, tuple(f"{name}_{i}" for i in range(size)))
+def group(kind: str, unit: str, size: int, name: str = "arm", frame: str = "") -> ChannelGroup:
+    return ChannelGroup(name, kind, unit, tuple(f"{name}_{i}" for i in range(size)), frame)
 
 
 @st.composite
@@ -41,12 +44,13 @@ def poses(draw: st.DrawFn, unit: str) -> tuple[np.ndarray, np.ndarray]:
     return values[:H], values[H]
 
 
+@pytest.mark.parametrize("frame", ["", "base"])
 @pytest.mark.parametrize("unit", POSE_UNITS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_eef_poses_come_back_as_the_same_poses(unit: str, data: st.DataObject) -> None:
+def test_eef_poses_come_back_as_the_same_poses(unit: str, frame: str, data: st.DataObject) -> None:
     chunk, state = data.draw(poses(unit))
-    hand = group("eef_pose", unit, pose_size(unit))
+    hand = group("eef_pose", unit, pose_size(unit), frame=frame)
     parts = relative_parts("relative_eef", (hand,), (hand,))
     again = to_absolute(parts, to_relative(parts, chunk, state), state)
     place, turn = split_pose(chunk, unit)
@@ -110,6 +114,41 @@ def test_a_relative_pose_is_the_same_wherever_the_hand_points() -> None:
         np.testing.assert_allclose(
             to_relative(parts, target[None], state)[0], [0.05, 0, 0, np.pi / 2, 0, 0], atol=1e-12
         )
+
+
+def test_in_base_axes_a_relative_pose_is_what_the_base_sees() -> None:
+    hand = group("eef_pose", "m,axis_angle", 6, frame="base")
+    parts = relative_parts("relative_eef", (hand,), (hand,))
+    state = np.concatenate([[0.3, 0.1, 0.2], Rotation.random(random_state=3).as_rotvec()])
+    up = Rotation.from_rotvec([0, 0, 0.4]) * Rotation.from_rotvec(state[3:])
+    # Turned about the base's z, 5 cm along its x.
+    target = np.concatenate([state[:3] + np.array([0.05, 0, 0]), up.as_rotvec()])
+    np.testing.assert_allclose(to_relative(parts, target[None], state)[0], [0.05, 0, 0, 0, 0, 0.4], atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_wrists_and_eigengrasps_of_two_hands_come_back(data: st.DataObject) -> None:
+    """32 channels as `data/hands` makes them: wrists relative to the first frame, grasps as they are."""
+    contract = contract_of("both", 30.0, ("ego",))
+    assert contract == DataContract.of(load_embodiment("human_hands"))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    grasps = Eigengrasps.fit(Moments.of(rng.normal(size=(80, 45))), "points", 10)
+    fingers = grasps.poses(rng.normal(size=(H + 1, 2, 10)))  # finger poses inside what the components can say
+    coefficients = grasps.coefficients(fingers)
+    np.testing.assert_allclose(grasps.poses(coefficients), fingers, atol=1e-9)
+    wrists = [np.vstack(data.draw(poses("m,axis_angle"))) for _ in range(2)]
+    rows = np.hstack([wrists[0], coefficients[:, 0], wrists[1], coefficients[:, 1]])
+    parts = relative_parts(contract.convention, contract.action, contract.state)
+    relative = to_relative(parts, rows[:H], rows[H])
+    again = to_absolute(parts, relative, rows[H])
+    np.testing.assert_array_equal(relative[:, 6:16], rows[:H, 6:16])
+    for start in (0, 16):
+        place, turn = split_pose(rows[:H, start : start + 6], "m,axis_angle")
+        place_again, turn_again = split_pose(again[:, start : start + 6], "m,axis_angle")
+        np.testing.assert_allclose(place_again, place, atol=1e-9)
+        assert (Rotation.from_quat(turn_again) * Rotation.from_quat(turn).inv()).magnitude().max() < 1e-9
+    assert DataContract.from_json(contract.to_json(), "here") == contract
 
 
 def test_waypoints_are_forward_and_left_of_the_present_pose() -> None:

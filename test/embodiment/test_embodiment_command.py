@@ -15,7 +15,7 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_core.resources import resource_dir
 
 
-@pytest.mark.parametrize("name", shipped_embodiments())
+@pytest.mark.parametrize("name", shipped_embodiments(runnable=True))
 def test_show_prints_the_exact_prompt_every_channel_and_every_topic(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from qwen_vla_ros.node_utils import CHUNK_TOPIC, COMMAND_QOS
 
 HORIZON, WIDTH = ROBOT.control.horizon, len(ROBOT.channels)
 AWAY = 0.8  # a bad chunk wants the left waist here; the good plan never goes beyond SWING
+OVERSHOOT = 0.1  # where one plan turns back and the next does not, jerk limits carry the arm so far beyond both
 HOLD_MS = WATCHDOG_MS + TOLERANCE_MS
 REFUSED_MS = 2 * STATUS_MS + TOLERANCE_MS
 WHOLE = 1.0 + 1e-9  # all of a range or limit, and what floating-point division adds to it
@@ -108,13 +109,17 @@ def policy_slow(b: Bench) -> float:
 
 
 def partly_late(b: Bench) -> float:
+    begun_s = time.time()
+
     def plan() -> ActionChunk:
-        chunk = b.chunk(age_s=1.0)
-        chunk.actions_hc[:2, 0] = AWAY  # played by then, although the watchdog held the robot for a while
+        # Later by half of what time passes: every stamp is newer than the one before, so the plan never stops.
+        chunk = b.chunk(age_s=min(1.0, (time.time() - begun_s) / 2))
+        if time.time() > begun_s + 2.5:
+            chunk.actions_hc[:2, 0] = AWAY  # played by then
         return chunk
 
-    b.wait(lambda: b.ticks_since(0) > 75, "a second and a half of motion")  # skipped is what was played meanwhile
     b.plan = plan
+    b.wait(lambda: time.time() > begun_s + 2.5, "chunks a second late")
     b.counted("chunks_accepted", b.count("chunks_accepted") + 6)
     return float(np.abs(b.command("left_waist")).max())
 
@@ -221,7 +226,7 @@ def two_policies(b: Bench) -> float:
         status = b.told("controller", "2 publishers on qwen_vla/chunk", now_s)
         b.counted("chunks_accepted", accepted + 10)
         b.node.destroy_timer(timer)
-        assert np.abs(b.command("left_waist")).max() <= AWAY + 1e-6
+        assert np.abs(b.command("left_waist")).max() <= AWAY + OVERSHOOT
     finally:
         b.node.destroy_publisher(other)
     b.wait(lambda: b.count("chunk_publishers") == 1, "one policy left")

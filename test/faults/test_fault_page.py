@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import test_base_faults
 import test_camera_faults
 import test_chunk_faults
 import test_clock_faults
@@ -16,6 +17,7 @@ from fault_support import number
 
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 MODULES = (
+    test_base_faults,
     test_camera_faults,
     test_chunk_faults,
     test_clock_faults,

@@ -19,12 +19,16 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from std_msgs.msg import String
 
+from qwen_vla_core.rollouts.bag import BagFile
+from qwen_vla_core.rollouts.index import read_rollout
+from qwen_vla_core.rollouts.repair import repair
 from qwen_vla_ros.bringup import build_graph
 from qwen_vla_ros.node_utils import EPISODE_TOPIC, LATCHED_QOS
 
 pytest.importorskip("rosbags", reason="the recorder's library is not installed")
 SOON_MS = 3000  # the recorder looks at the disk and reports once a second
 ENOUGH = 50  # messages: what was recorded is there
+LOST_S = 5.0  # what a killed recorder may lose: a second, and what a loaded machine delays
 STOP_MS = 10_000  # a supervisor waits this long before it uses force
 
 
@@ -180,7 +184,10 @@ def ended(number: int, times: int = 1) -> Callable[[RecorderBench], float]:
         after = b.bags()
         if number == signal.SIGKILL:
             assert len(after) == before
-            assert outcome(sorted((b.run_dir / ".partial").glob("episode_*"))[-1])["outcome"] == "unfinished"
+            left = read_rollout(sorted((b.run_dir / ".partial").glob("episode_*"))[-1])
+            assert left.outcome == "unfinished" and not left.recording
+            with BagFile(left.folder) as bag:
+                assert bag.count > ENOUGH and now_s - bag.end_ns * 1e-9 < LOST_S
         else:
             assert code == 0
             assert len(after) == before + 1 and read_whole(after[-1]) > ENOUGH
@@ -191,6 +198,8 @@ def ended(number: int, times: int = 1) -> Callable[[RecorderBench], float]:
         b.wait(lambda: len(b.bags()) > len(after), "the next bag")
         numbers = [int(path.name.removeprefix("episode_")) for path in b.bags()]
         assert numbers == sorted(set(numbers)) and read_whole(b.bags()[-1]) > ENOUGH
+        if number == signal.SIGKILL:
+            assert read_whole(repair(left).folder) > ENOUGH
         return took_ms
 
     return provoke
@@ -248,7 +257,7 @@ FAULTS = [
     Fault(
         "recorder SIGKILL",
         "while recording",
-        "the bag stays in .partial as unfinished; a new one records the rest",
+        "the bag stays in .partial as unfinished, readable and repairable; a new one records the rest",
         STOP_MS,
         "ms",
         ended(signal.SIGKILL),

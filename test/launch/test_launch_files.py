@@ -34,7 +34,9 @@ def test_its_robot_in_simulation(robot: str, tmp_path: Path) -> None:
     (start,) = (entity for entity in described.entities if isinstance(entity, OpaqueFunction))
     nodes = start.execute(context)
     assert nodes is not None and all(isinstance(node, Node) for node in nodes)
-    assert [node.node_executable for node in nodes] == ["controller_node", "recorder_node", "policy_node", "sim_node"]
+    assert [node.node_executable for node in nodes] == [
+        "controller_node", "recorder_node", "policy_node", "sim_node", "dashboard_node",
+    ]  # fmt: skip
     assert len(list(tmp_path.iterdir())) == 1  # the folder of the run
 
 
@@ -61,4 +63,6 @@ def test_any_robot_needs_to_be_named_and_starts_on_a_mock(tmp_path: Path) -> Non
     (start,) = (entity for entity in described.entities if isinstance(entity, OpaqueFunction))
     nodes = start.execute(context)
     assert nodes is not None
-    assert [node.node_executable for node in nodes] == ["controller_node", "recorder_node", "policy_node", "mock_node"]
+    assert [node.node_executable for node in nodes] == [
+        "controller_node", "recorder_node", "policy_node", "mock_node", "dashboard_node",
+    ]  # fmt: skip

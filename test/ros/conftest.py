@@ -10,4 +10,4 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 (rclpy) is not installed")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from graph_support import checkpoint, ros_domain, watcher  # noqa: F401
+from graph_support import checkpoint, demo, ros_domain, watcher  # noqa: F401

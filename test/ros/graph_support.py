@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
+from sensor_msgs.msg import JointState
+from trajectory_msgs.msg import JointTrajectory
 
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_ros.bringup import NodeSpec, build_graph, command_line, process_environment
-from qwen_vla_ros.node_utils import STATUS_QOS, STATUS_TOPIC
+from qwen_vla_ros.node_utils import CHUNK_TOPIC, COMMAND_QOS, STATE_QOS, STATUS_QOS, STATUS_TOPIC
+
+DEMO_INSTRUCTION = "pick up the red cube"
 
 
 class Watcher:
@@ -141,6 +146,44 @@ def random_checkpoint(folder: Path) -> Path:
     stats = Stats(Quantiles.fit(samples, robot.channels), Quantiles.fit(samples, robot.state_channels))
     save_checkpoint(build_tiny([robot], {robot.name: stats}, seed=0), folder)
     return folder
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One recorded episode of the simulated robot: its run folder, and the chunks that were heard meanwhile."""
+
+    run: Path
+    chunks: list[Any]
+
+    def count(self, topic: str) -> int:
+        """Messages of a topic in the bag."""
+        from qwen_vla_core.rollouts.bag import BagFile
+
+        with BagFile(self.run / "episode_000") as bag:
+            return bag.topics[f"/{topic}"].count
+
+
+@pytest.fixture(scope="session")
+def demo(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """The whole graph runs once: chunks come, joints move, every node ends cleanly."""
+    pytest.importorskip("mujoco", reason="the simulator is not installed")
+    folder = tmp_path_factory.mktemp("demo")
+    watcher = Watcher()
+    states = watcher.listen(JointState, "/follower_left/joint_states", STATE_QOS)
+    chunks = watcher.listen(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
+    given = {"instruction": DEMO_INSTRUCTION, "episodes": 1, "episode_timeout_s": 3.0, "seed": 5}
+    try:
+        with running(folder, checkpoint=str(checkpoint), **given) as graph:
+            watcher.wait_for(lambda: chunks and states, 60, "a chunk and a state")
+            before = np.array(states[-1][1].position)
+            moved = lambda: np.abs(np.array(states[-1][1].position) - before).max() > 0.05  # noqa: E731
+            watcher.wait_for(moved, 20, "joints to move")
+            assert graph.processes["sim_node"].wait(timeout=60) == 0
+            for name in ("policy_node", "recorder_node", "controller_node"):
+                assert graph.end(name, signal.SIGINT) == 0, graph.log()
+    finally:
+        watcher.close()
+    return Demo(folder / "run", [msg for _, msg in chunks])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -20,11 +21,13 @@ from std_msgs.msg import Float64MultiArray
 from qwen_vla_core.cli import main
 from qwen_vla_core.embodiment import load_embodiment
 from qwen_vla_core.embodiment.findings import Finding
-from qwen_vla_ros import live
+from qwen_vla_core.embodiment.spec_base import FootprintSpec, ObstacleStopSpec
+from qwen_vla_core.runtime.obstacles import Scan
+from qwen_vla_ros import live, live_report
 from qwen_vla_ros.bringup import build_graph
 from qwen_vla_ros.live import check_live, graph_topics, picture_of, stamp_of
 from qwen_vla_ros.live_report import Endpoint, Evidence, Picture, TopicEvidence, judge
-from qwen_vla_ros.messages import numpy_to_image
+from qwen_vla_ros.messages import numpy_to_image, scan_to_message
 from qwen_vla_ros.node_utils import ns_to_stamp
 
 ALOHA = load_embodiment("aloha")
@@ -187,11 +190,20 @@ def test_stamps_and_pictures_are_read_from_real_messages() -> None:
     assert "step" in picture_of(Image(height=4, width=4, encoding="rgb8", step=3)).problem
 
 
+SCANNER = """  obstacle_stop:
+    topic: /scan
+    footprint: {front: 0.2, rear: 0.2, side: 0.2}
+    stop_distance: 0.15
+    slow_distance: 0.7
+  #"""
+
+
 @pytest.fixture
 def mock(tmp_path: Path) -> Iterator[Path]:
     """A one-camera robot on its mock, with small pictures."""
     path = tmp_path / "robot.yaml"
-    path.write_text(load_embodiment("mobile_base").source_text.replace("size: [640, 480]", "size: [160, 120]"))
+    text = load_embodiment("mobile_base").source_text.replace("size: [640, 480]", "size: [160, 120]")
+    path.write_text(text.replace("  # obstacle_stop:", SCANNER))
     graph = Graph([s for s in build_graph(str(path), mock=True) if s.name == "mock_node"], tmp_path)
     try:
         yield path
@@ -224,6 +236,35 @@ def test_arm_and_gripper_may_be_published_apart_on_one_topic() -> None:
     assert set(evidence.values) == {channel for group in groups for channel in group.channels}
 
 
+def test_a_scanner_is_judged_as_the_obstacle_stop_judges_it() -> None:
+    base = load_embodiment("mobile_base")
+    stop = ObstacleStopSpec("/scan", FootprintSpec(0.2, 0.2, 0.2), 0.15, 0.7)
+    robot = dataclasses.replace(base, safety=dataclasses.replace(base.safety, obstacle_stop=stop))
+    listener = SimpleNamespace(
+        node=SimpleNamespace(create_subscription=lambda *_args, **_options: None), now_ns=lambda: NOW
+    )
+
+    def findings(ranges: np.ndarray) -> list[Finding]:
+        evidence = TopicEvidence("/scan", (Endpoint("/driver", "sensor_msgs/msg/LaserScan"),))
+        probe = live._ScanProbe(listener, evidence, stop)  # type: ignore[arg-type]
+        step = np.pi / 180
+        scan = Scan(-step * (len(ranges) // 2), step, 0.05, 10.0, ranges, NOW)
+        for number in range(2):
+            probe._on_message(
+                serialize_message(scan_to_message(scan, "laser")), {"publication_sequence_number": number}
+            )
+        evidence.arrivals_ns, evidence.stamps_ns = [NOW, NOW + 100_000_000], [NOW, NOW + 100_000_000]
+        seen = Evidence({}, {"/scan": evidence}, 3.0)
+        return list(live_report._scan(stop, robot, seen))
+
+    (good,) = findings(np.full(360, 3.0))
+    assert good.level == "ok" and "360 ranges" in good.message
+    (nothing,) = findings(np.full(360, np.nan))
+    assert nothing.level == "error" and "no measurement: the robot would hold" in nothing.message
+    (ahead,) = findings(np.full(180, 3.0))
+    assert ahead.level == "warn" and "does not see behind" in ahead.message
+
+
 def test_the_mock_passes_and_a_wrong_yaml_does_not(
     mock: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,14 +272,15 @@ def test_the_mock_passes_and_a_wrong_yaml_does_not(
     findings = check_live(robot, seconds=1.5)
     assert [finding for finding in findings if finding.level == "error"] == []
     assert any("160x120 rgb8" in finding.message for finding in findings)
+    assert any(f.subject == "scanner /scan" and f.level == "ok" and "360 ranges" in f.message for f in findings)
     monkeypatch.setattr(live, "DISCOVERY_S", 4.0)
     wrong = mock.with_name("wrong.yaml")
-    wrong.write_text(robot.source_text.replace("/target_pose", "/target_poes").replace("160, 120", "160, 90"))
+    wrong.write_text(robot.source_text.replace("/cmd_vel", "/cmd_vle").replace("160, 120", "160, 90"))
     assert main(["embodiment", "check", str(wrong), "--live", "--seconds", "1", "--json"]) == 2
     (result,) = json.loads(capsys.readouterr().out)
     errors = [line for line in result["live"] if line["level"] == "error"]
     assert not result["ok"] and len(errors) == 2
-    assert "another shape" in errors[0]["message"] and "did you mean '/target_pose'?" in errors[1]["fix"]
+    assert "another shape" in errors[0]["message"] and "did you mean '/cmd_vel'?" in errors[1]["fix"]
 
 
 def test_a_controller_is_asked_for_its_joints_and_its_qos(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,3 +28,12 @@ def test_streams_of_one_topic_are_numbered_apart() -> None:
     for stream, number in (("a", 1), ("b", 50), ("a", 2), ("b", 52)):
         counter.heard("/status", stream, number, lambda: True)
     assert counter.lost == {"/status": 1}
+
+
+def test_what_is_lost_before_an_episodes_first_message_counts_for_that_episode() -> None:
+    counter = LossCounter()
+    for number in (1, 2, 4):
+        counter.heard("/camera", "/camera", number, lambda: True)
+    counter.lost.clear()  # an episode begins
+    counter.heard("/camera", "/camera", 7, lambda: True)
+    assert counter.lost == {"/camera": 2}

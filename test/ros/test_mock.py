@@ -53,7 +53,7 @@ def moved_channels(robot: Embodiment) -> set[str]:
     return named | hand
 
 
-@pytest.mark.parametrize("name", shipped_embodiments())
+@pytest.mark.parametrize("name", shipped_embodiments(runnable=True))
 def test_a_shipped_robot_moves_on_its_mock(name: str, tmp_path: Path, watcher: Watcher) -> None:
     robot = load_embodiment(name)
     # One robot gets its pictures compressed, so that both transports are seen.

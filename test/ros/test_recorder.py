@@ -15,9 +15,19 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.rollouts.bag import BagFile
+from qwen_vla_core.rollouts.index import find_rollouts, read_about
 from qwen_vla_ros.bag import EpisodeBag
 from qwen_vla_ros.bringup import build_graph
-from qwen_vla_ros.node_utils import COMMAND_QOS, EPISODE_TOPIC, INSTRUCTION_TOPIC, LATCHED_QOS
+from qwen_vla_ros.node_utils import (
+    COMMAND_QOS,
+    EPISODE_TOPIC,
+    INSTRUCTION_TOPIC,
+    LATCHED_QOS,
+    NOTE_TOPIC,
+    OUTCOME_TOPIC,
+)
+from qwen_vla_ros.recorder_node import RELIABLE_QOS
 
 pytest.importorskip("rosbags")
 # The shipped robot with command types that every ROS 2 has.
@@ -54,37 +64,69 @@ def state(watcher: Watcher) -> str:
     return watcher.status.get("recorder", {}).get("state", "")
 
 
-def test_instruction_begins_and_the_operators_verdict_ends_an_episode(
+def test_instructions_begin_and_verdicts_end_episodes_and_may_be_said_afterwards(
     watcher: Watcher, start: Callable[..., Graph], tmp_path: Path
 ) -> None:
-    from rosbags.highlevel import AnyReader
-
     start(min_free_mb=0)
     instruction = watcher.node.create_publisher(String, INSTRUCTION_TOPIC, LATCHED_QOS)
     states = watcher.node.create_publisher(JointState, "/follower_left/joint_states", COMMAND_QOS)
     watcher.wait_for(lambda: states.get_subscription_count() > 0, 30, "the recorder")
     assert not watcher.call(Trigger, "qwen_vla/episode_success", Trigger.Request()).success
 
-    for outcome in ("success", "failure"):
-        instruction.publish(String(data=INSTRUCTION))
+    note = watcher.node.create_publisher(String, NOTE_TOPIC, RELIABLE_QOS)
+    outcomes = watcher.node.create_publisher(String, OUTCOME_TOPIC, RELIABLE_QOS)
+    for publisher in (note, outcomes):
+        watcher.wait_for(lambda publisher=publisher: publisher.get_subscription_count() > 0, 30, "the recorder")
+
+    def record(text: str) -> None:
+        instruction.publish(String(data=text))
         watcher.wait_for(lambda: state(watcher) == "recording", 30, "a bag to open")
         before = int(watcher.status["recorder"]["messages"])
 
-        def heard(before: int = before) -> bool:
+        def heard() -> bool:
             states.publish(JointState(name=["waist"], position=[0.5]))
             return int(watcher.status["recorder"]["messages"]) > before + 5
 
         watcher.wait_for(heard, 30, "recorded joint states")
-        assert watcher.call(Trigger, f"qwen_vla/episode_{outcome}", Trigger.Request()).success
+
+    def waiting() -> None:
         watcher.wait_for(lambda: state(watcher) == "waiting", 30, "the bag to close")
 
-    for number, outcome in enumerate(("success", "failure")):
-        path = tmp_path / "run" / f"episode_{number:03d}"
-        about = json.loads((path / "episode.json").read_text())
-        assert (about["outcome"], about["instruction"]) == (outcome, INSTRUCTION)
-        with AnyReader([path]) as reader:
-            topics = {c.topic for c in reader.connections if c.msgcount}
-        assert {"/follower_left/joint_states", "/qwen_vla/instruction"} <= topics
+    for outcome in ("success", "aborted"):
+        record(INSTRUCTION)
+        assert watcher.call(Trigger, f"qwen_vla/episode_{outcome}", Trigger.Request()).success
+        waiting()
+    record(INSTRUCTION)
+    note.publish(String(data="slipped once"))
+    outcomes.publish(String(data="no verdict"))
+    outcomes.publish(String(data=json.dumps({"outcome": "partial", "reason": "late", "note": "but it moved"})))
+    waiting()
+    record("open the drawer")
+    record(INSTRUCTION)  # another one ends the episode before it
+    outcomes.publish(String(data="failure"))
+    waiting()
+    note.publish(String(data="the lamp was off"))  # afterwards: to the episode that was closed last
+    outcomes.publish(String(data=json.dumps({"outcome": "success"})))
+    watcher.wait_for(lambda: watcher.status["recorder"]["last_outcome"] == "success", 30, "the label to change")
+
+    found = find_rollouts(tmp_path / "run")
+    assert [(r.outcome, r.reason, r.note, r.judged_by) for r in found] == [
+        ("success", "", "", "operator"),
+        ("aborted", "", "", "operator"),
+        ("partial", "late", "slipped once\nbut it moved", "operator"),
+        ("aborted", "the next episode began", "", "recorder"),
+        ("success", "", "the lamp was off", "operator"),
+    ]
+    assert [r.instruction for r in found] == [INSTRUCTION] * 3 + ["open the drawer", INSTRUCTION]
+    assert all(r.seconds is not None and r.seconds > 0 for r in found)
+    with BagFile(found[-1].folder) as bag:
+        counts = {name: topic.count for name, topic in bag.topics.items()}
+        told = [bag.decode(t, data).data for t, _, data in bag.messages(["/qwen_vla/instruction"])]
+        assert told == [INSTRUCTION]  # not the one before it
+        # What the policy may have chosen its first observation from had arrived before the instruction.
+        first_ns = next(time_ns for _, time_ns, _ in bag.messages(["/follower_left/joint_states"]))
+        assert first_ns < read_about(found[-1].folder)["started_ns"]
+    assert counts["/follower_left/joint_states"] > 5
 
 
 def test_the_instruction_the_policy_starts_with_begins_an_episode_and_nonsense_events_kill_nothing(
@@ -99,6 +141,21 @@ def test_the_instruction_the_policy_starts_with_begins_an_episode_and_nonsense_e
     assert graph.end("recorder_node") == 0
     about = json.loads((tmp_path / "run" / "episode_000" / "episode.json").read_text())
     assert (about["outcome"], about["instruction"]) == ("aborted", INSTRUCTION)
+
+
+def test_a_long_task_of_several_instructions_is_one_episode_where_asked(
+    watcher: Watcher, start: Callable[..., Graph], tmp_path: Path
+) -> None:
+    start(min_free_mb=0, instruction_splits=False, instruction=INSTRUCTION)
+    instruction = watcher.node.create_publisher(String, INSTRUCTION_TOPIC, LATCHED_QOS)
+    watcher.wait_for(lambda: state(watcher) == "recording", 60, "a bag to open")
+    before = int(watcher.status["recorder"]["messages"])
+    instruction.publish(String(data="put it down"))
+    watcher.wait_for(lambda: int(watcher.status["recorder"]["messages"]) > before, 30, "the instruction")
+    assert watcher.call(Trigger, "qwen_vla/episode_partial", Trigger.Request()).success
+    (rollout,) = find_rollouts(tmp_path / "run")
+    assert [text for _, text in read_about(rollout.folder)["instructions"]] == [INSTRUCTION, "put it down"]
+    assert rollout.outcome == "partial"
 
 
 def test_a_full_disk_is_refused_before_it_happens(

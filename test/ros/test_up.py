@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,10 @@ def test_the_graph_follows_its_arguments() -> None:
         robot["recorder_node"].parameters["instruction"] == "go"
     )  # no topic tells it: its first episode begins with it
     assert robot["controller_node"].parameters["start_on_activate"] is True
+    assert "dashboard_node" not in robot
+    page = build_graph(mock=True, dashboard=True, dashboard_read_only=True, run_dir="/lab/rollouts/today")[-1]
+    assert page.name == "dashboard_node" and page.optional and page.parameters["rollouts"] == "/lab/rollouts"
+    assert page.parameters["read_only"] is True and page.parameters["host"] == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -65,6 +71,8 @@ def test_the_graph_follows_its_arguments() -> None:
         ({"log_level": "loud"}, "log_level 'loud'"),
         ({"strategy": "teleport"}, "strategy 'teleport'"),
         ({"params_file": "/nowhere.yaml"}, "params_file '/nowhere.yaml'"),
+        ({"dashboard": True, "dashboard_host": "0.0.0.0"}, "dashboard_host 0.0.0.0 is not a loopback address"),
+        ({"dashboard": True, "dashboard_token_file": "/nowhere"}, "token file /nowhere"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_argument(arguments: dict, message: str) -> None:
@@ -130,6 +138,38 @@ def test_a_dead_node_is_reported_and_the_rest_stops_with_the_controller_last(scr
     assert stopped == ["policy", "recorder", "controller"]
 
 
+def test_a_dead_dashboard_stops_nothing_and_comes_back(scripted: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(up, "RESTART_AFTER_S", 0.05)
+    monkeypatch.setattr(up, "RESTARTS", 2)
+    stop, lines = threading.Event(), []
+
+    def echo(line: str) -> None:
+        lines.append(line)
+        if "go on without it" in line:
+            stop.set()
+
+    die = "print('serving', flush=True); raise SystemExit(1)"
+    page = replace(scripted("dashboard", 0, die), optional=True)
+    outcome = up.supervise([scripted("controller", 3), page], echo, stop)
+    assert outcome == up.Outcome("stopped", {})  # nothing has failed that the robot needs
+    assert lines.count("[dashboard] serving") == 3
+    assert lines.count("[up] dashboard ended (exit code 1): the others go on, it is started again") == 2
+    assert "[controller] controller stopped" in lines
+
+
+def test_a_users_mistake_in_the_dashboard_is_told_once(scripted: Callable) -> None:
+    stop, lines = threading.Event(), []
+
+    def echo(line: str) -> None:
+        lines.append(line)
+        if line.startswith("[up]"):
+            stop.set()
+
+    page = replace(scripted("dashboard", 0, "raise SystemExit(2)"), optional=True)
+    assert up.supervise([scripted("controller", 3), page], echo, stop).failed == {}
+    assert "[up] dashboard ended (exit code 2): the others go on without it" in lines
+
+
 def test_a_finished_job_ends_the_graph_without_failure(scripted: Callable) -> None:
     outcome = up.supervise([scripted("controller", 3), scripted("sim", 1, "print('done')")], lambda _: None)
     assert outcome == up.Outcome("finished", {})
@@ -183,6 +223,7 @@ def test_one_ctrl_c_ends_the_real_graph_cleanly(watcher: Watcher, checkpoint: Pa
     result = json.loads(output)
     assert result["ended"] == "stopped" and result["failed_nodes"] == {}
     assert "SIGTERM" not in logged and "Traceback" not in logged, logged
+    assert re.search(r"^\[dashboard_node\] dashboard: http://127\.0\.0\.1:\d+/ ", logged, re.MULTILINE), logged
     assert (Path(result["rollouts"]) / "episode_000" / "episode.json").is_file()
 
 

@@ -384,7 +384,14 @@ def test_new_plans_join_without_a_jump() -> None:
     assert steps[25:].max() < 0.012  # 0.04 apart, spread over 200 ms and more; a bare swap would step 0.04
 
 
-BASE = load_embodiment("mobile_base")
+def told_poses(robot: Embodiment) -> Embodiment:
+    """The base without its tracker: its poses are published."""
+    (group,) = robot.actions
+    command = dataclasses.replace(group.command, kind="pose_stamped", frame_id="odom", fields=(), tracker=None)
+    return dataclasses.replace(robot, actions=(dataclasses.replace(group, command=command),))
+
+
+BASE = told_poses(load_embodiment("mobile_base"))
 
 
 def base_chunk(stamp_ns: int, yaw: np.ndarray) -> ActionChunk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -75,13 +76,33 @@ def test_a_measured_orientation_turns_with_the_hand() -> None:
     assert [mock.values[name] for name in "abcd"] == pytest.approx([0, 0, math.sin(0.2), math.cos(0.2)], abs=1e-6)
 
 
-def test_a_base_told_poses_reports_the_twist_that_took_it_there() -> None:
+def told_poses() -> Embodiment:
+    """The base without its tracker."""
+    robot = load_embodiment("mobile_base")
+    (group,) = robot.actions
+    command = dataclasses.replace(group.command, kind="pose_stamped", fields=(), tracker=None)
+    return dataclasses.replace(robot, actions=(dataclasses.replace(group, command=command),))
+
+
+def test_a_base_whose_waypoints_are_tracked_takes_the_twist_within_what_it_can_do() -> None:
     mock = MockRobot(load_embodiment("mobile_base"))
+    mock.command("pose", np.array([9.0, 0.0]))
+    run(mock, 0.1)
+    assert mock.values["vx"] == pytest.approx(0.7) and mock.base_pose[0] == pytest.approx(0.07)
+    mock.command("pose", np.array([-9.0, 0.5]))
+    run(mock, 0.1)
+    assert (mock.values["vx"], mock.values["wz"]) == pytest.approx((-0.3, 0.5))
+    run(mock, 0.5)  # not told again: a driver's own time-out
+    assert (mock.values["vx"], mock.values["wz"]) == (0.0, 0.0)
+
+
+def test_a_base_told_poses_reports_the_twist_that_took_it_there() -> None:
+    mock = MockRobot(told_poses())
     mock.command("pose", np.array([0.0, 1.0, 0.0]))
     mock.step(DT)
     assert mock.values["vx"] == pytest.approx(0.0)
     assert mock.values["y"] == pytest.approx(0.9 * DT)
-    mock = MockRobot(load_embodiment("mobile_base"))
+    mock = MockRobot(told_poses())
     mock.command("pose", np.array([1.0, 0.0, 3.0]))
     mock.step(DT)
     assert mock.values["wz"] == pytest.approx(2.0)
@@ -115,13 +136,13 @@ safety:""" + tail.split("\nsafety:")[1]
     assert (mock.values["vx"], mock.values["wz"]) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("name", shipped_embodiments())
+@pytest.mark.parametrize("name", shipped_embodiments(runnable=True))
 def test_bad_commands_change_nothing(name: str) -> None:
     mock = MockRobot(load_embodiment(name))
     before = dict(mock.values)
     group = mock.embodiment.actions[0]
     with pytest.raises(ValueError, match="not finite"):
-        mock.command(group.name, np.full(len(group.channels), np.nan))
+        mock.command(group.name, np.full(len(group.twist_fields if group.tracked() else group.channels), np.nan))
     with pytest.raises(ValueError, match="values for the"):
         mock.command(group.name, np.zeros(len(group.channels) + 1))
     mock.step(float("nan"))

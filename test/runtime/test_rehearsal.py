@@ -15,21 +15,25 @@ from qwen_vla_core.embodiment.findings import failed
 from qwen_vla_core.runtime.rehearsal import rehearse, report
 
 
-@pytest.mark.parametrize("name", shipped_embodiments())
+@pytest.mark.parametrize("name", shipped_embodiments(runnable=True))
 def test_a_shipped_robot_stands_still_and_follows_a_small_sine(name: str) -> None:
     run = rehearse(load_embodiment(name))
     assert [finding.level for finding in report(run)] == ["ok"] * 4
-    assert run.mode == "running" and (run.amplitude_c > 0).all()
+    assert run.mode == "running"
+    if name == "mobile_base":  # a base that cannot go sideways is not asked to
+        assert run.amplitude_c[1] == 0.0
+    else:
+        assert (run.amplitude_c > 0).all()
     moved_c = np.ptp(run.command_tc, axis=0)
-    assert (moved_c > 0.9 * run.amplitude_c).all()
+    assert (moved_c >= 0.9 * run.amplitude_c).all()
     measured = np.isfinite(run.measured_tc[-1])
-    assert (np.ptp(run.measured_tc[:, measured], axis=0) > 0.9 * run.amplitude_c[measured]).all()
+    assert (np.ptp(run.measured_tc[:, measured], axis=0) >= 0.9 * run.amplitude_c[measured]).all()
 
 
-@pytest.mark.parametrize("name", shipped_embodiments())
+@pytest.mark.parametrize("name", shipped_embodiments(runnable=True))
 def test_a_sine_beyond_the_limits_is_changed_and_never_leaves_them(name: str) -> None:
-    robot = load_embodiment(name)
-    run = rehearse(robot, scale=60.0)
+    run = rehearse(load_embodiment(name), scale=60.0)
+    robot = run.robot
     findings = report(run)
     assert any(f.subject == "small sine" and f.level == "warn" for f in findings)
     assert run.changes["sine"] and not failed(findings)

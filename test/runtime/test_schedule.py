@@ -22,8 +22,13 @@ def test_looks_are_as_far_apart_as_asked_while_chunks_come_in_time() -> None:
     assert ALOHA.next_look_s(10.0, 10.1, 11.6, window(0.1)) == pytest.approx(10.2)
 
 
-def test_without_experience_the_wanted_time_counts() -> None:
-    assert ALOHA.next_look_s(10.0, 10.4, 10.5, LatencyWindow()) == pytest.approx(10.2)
+def test_without_experience_the_next_takes_as_long_as_the_last() -> None:
+    base = load_embodiment("mobile_base")  # five of its actions take longer than its watchdog
+    looks = [
+        LookSchedule.of(base, 5).next_look_s(10.0, 10.3, 14.0, latency) for latency in (LatencyWindow(), window(0.3))
+    ]
+    assert looks[0] == pytest.approx(looks[1]) and looks[0] + 0.3 < 10.3 + base.safety.watchdog_ms / 1000
+    assert ALOHA.next_look_s(10.0, 10.1, None, LatencyWindow()) == pytest.approx(10.2)
     assert ALOHA.next_look_s(10.0, None, None, window(0.4)) == pytest.approx(10.2)
 
 

@@ -37,11 +37,12 @@ def test_a_column_per_world_across_runs(tmp_path: Path) -> None:
     write(tmp_path / "with/aloha.json", 9, 10)
     write(tmp_path / "with/rooms.json", 5, 10)
     write(tmp_path / "without/aloha.json", 2, 10)
+    error = {"errors": {"policy": {"chunk": 0.03, "interval_95": [0.02, 0.04]}}}
+    (tmp_path / "without/open_loop.json").write_text(json.dumps(error))
     lines = table(tmp_path, "--across").stdout.splitlines()
-    assert lines[0] == "| | aloha | rooms |"
-    assert (
-        lines[2].startswith("| with | 9/10") and lines[3].startswith("| without | 2/10") and lines[3].endswith("|  |")
-    )
+    assert lines[0] == "| | aloha | rooms | open_loop |"
+    assert lines[2].startswith("| with | 9/10") and lines[3].startswith("| without | 2/10")
+    assert lines[3].endswith("|  | 0.0300 [0.0200, 0.0400] |")
 
 
 def test_nothing_to_show_is_an_error(tmp_path: Path) -> None:

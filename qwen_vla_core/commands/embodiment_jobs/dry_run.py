@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.embodiment import load_robot
 from qwen_vla_core.embodiment.findings import failed, summary
 from qwen_vla_core.errors import UserError
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not 0 < args.scale <= 1000:
         raise UserError("--scale: must be greater than 0 and at most 1000")
-    robot = load_embodiment(args.file)
+    robot = load_robot(args.file)
     out = args.out or Path(f"{robot.name}_dry_run.png")
     played = rehearse(robot, args.scale)
     findings = report(played)
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         plot_rehearsal(played, out)
     good = not failed(findings)
     if args.json:
-        amplitudes = dict(zip(robot.channels, played.amplitude_c.tolist(), strict=True))
+        amplitudes = dict(zip(played.robot.channels, played.amplitude_c.tolist(), strict=True))
         changes = {phase: dict(counts) for phase, counts in played.changes.items()}
         result = {"file": args.file, "ok": good, "picture": str(out), "amplitudes": amplitudes, "changes": changes}
         print(json.dumps({**result, "findings": [f.as_json() for f in findings]}, indent=2, ensure_ascii=False))

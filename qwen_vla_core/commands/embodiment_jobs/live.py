@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qwen_vla_core.commands.embodiment_jobs.ros import live_module
-from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.embodiment import load_robot
 from qwen_vla_core.embodiment.findings import failed, summary
 from qwen_vla_core.errors import UserError
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, check_file: Callable[[str], dict[str, Any]]) -
         return 2
     module = live_module("--live")
     findings = module.check_live(
-        load_embodiment(args.files[0]),
+        load_robot(args.files[0]),
         seconds=args.seconds,
         namespace=args.namespace,
         use_sim_time=args.use_sim_time,

@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
     head = ("rollout", "outcome", "seconds", "size", "lost", "seed", "checkpoint", "instruction", "why")
     print(table([head, *map(_row, found)], right=frozenset({2, 3, 4, 5})))
     counts = Counter(_state(rollout) for rollout in found)
-    print(f"{len(found)} episodes: {', '.join(f'{count} {word}' for word, count in counts.items())}")
+    told = ", ".join(f"{count} {word}" for word, count in counts.items())
+    print(f"{len(found)} episode{'s' * (len(found) != 1)}: {told}")
     return 0
 
 

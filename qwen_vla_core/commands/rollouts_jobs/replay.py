@@ -55,8 +55,8 @@ def _print(result: dict[str, Any]) -> None:
         print(f"chunks: {result['outputs_identical']} of {result['outputs_compared']} bit-identical{more}")
     else:
         print(f"chunks: not compared ({result['outputs_not_compared_because']})")
-    if result["messages_missing"]:
-        print(f"{result['messages_missing']} messages that the live node had are not in the bag")
+    if result["messages_missing"] and result["different"]:
+        print(f"{result['messages_missing']} messages that the live node held are not in the bag")
     if result["chunks_without_record"]:
         print(f"{result['chunks_without_record']} recorded chunks have no record of what they were computed from")
     for row in result["different"][:10]:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         started_ns = 0
     summary = summarise(rollout, started_ns)
     if args.json:
-        print(json.dumps({**rollout.to_json(), **{"bag": summary.to_json()}}, indent=2, ensure_ascii=False))
+        print(json.dumps({**rollout.to_json(), "bag": summary.to_json()}, indent=2, ensure_ascii=False))
     else:
         _print(rollout, summary)
     return 0
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(rollout: Rollout, summary: Summary) -> None:
     judged = f" ({rollout.judged_by})" if rollout.judged_by else ""
+    judged_s = rollout.seconds
     facts = {
         "instruction": rollout.instruction,
         "outcome": f"{rollout.outcome}{judged}" + (f": {rollout.reason}" if rollout.reason else ""),
@@ -52,7 +53,7 @@ def _print(rollout: Rollout, summary: Summary) -> None:
         "problem": rollout.problem,
         "started": rollout.started,
         "length": f"{summary.seconds:.1f} s"
-        + (f", {rollout.seconds:.1f} s of them judged" if rollout.seconds is not None else ""),
+        + ("" if judged_s is None or abs(judged_s - summary.seconds) < 0.1 else f", judged after {judged_s:.1f} s"),
         "robot": f"{rollout.embodiment}{' (simulated)' if rollout.simulated else ''}",
         "checkpoint": rollout.checkpoint_id or rollout.checkpoint,
         "seed": "" if rollout.seed is None else str(rollout.seed),

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     node = compose(read_text(args.recipe, source), source)
     keys = {name.value: value for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}
     if "stage" in keys:
-        return _stage(str(keys["stage"].value), args)
+        return run_page(args.recipe, str(keys["stage"].value), args)
     if "worlds" in keys:
         from qwen_vla_core.training.rl_page import execute as practise
 
@@ -35,12 +35,22 @@ def run(args: argparse.Namespace) -> int:
     raise UserError(f"{source}: is no recipe of a stage: it has neither `stage` nor `worlds`")
 
 
-def _stage(name: str, args: argparse.Namespace) -> int:
+def run_page(recipe: Path, name: str, args: argparse.Namespace) -> int:
+    """Runs the page of a stage.
+
+    Args:
+        recipe: for errors.
+        name: of the stage.
+        args: as ``page.add_arguments`` has them.
+
+    Raises:
+        UserError: there is no such page.
+    """
     from qwen_vla_core.training.page import execute
 
     pages = resource_dir("training")
     page = pages / f"{name}.py"
     if not page.is_file():
         known = ", ".join(sorted(path.stem for path in pages.glob("*.py")))
-        raise UserError(f"{args.recipe}: stage: there is no page {name}.py; pages: {known}")
+        raise UserError(f"{recipe}: stage: there is no page {name}.py; pages: {known}")
     return execute(runpy.run_path(str(page), run_name="qwen_vla_page")["PAGE"], args)

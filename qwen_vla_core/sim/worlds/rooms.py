@@ -11,6 +11,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from qwen_vla_core.errors import UserError
 from qwen_vla_core.sim.grounding_navigation import intention, questions
 from qwen_vla_core.sim.navigation_state import NavigationState, PlaceState
 from qwen_vla_core.sim.navigation_tasks import TASKS, NavigationTask, parse_instruction, phrase, reworded
@@ -39,6 +40,7 @@ STOP_MOVE, STOP_TURN = 0.10, 0.15  # ... the waypoints have gone less far than t
 STOP_SPEED, STOP_TURNING = 0.10, 0.15  # ... and the base has been slower than this (m/s, rad/s)
 SETTING_OUT = (0.15, 0.20)  # metres or radians from the start before which a base has not set out and cannot stop
 SIDE_RAYS = math.radians(40)  # to both sides, for the clearance
+SCAN_HEIGHT = 0.2  # metres above the floor
 TRACK_EVERY = 5  # control steps
 
 
@@ -126,6 +128,7 @@ class RoomsWorld:
         mujoco.mj_resetData(self.model, self.data)
         self._command = (0.0, 0.0, 0.0)
         self._due = deque([self._command] * (wear.delay + 1), maxlen=wear.delay + 1)
+        self._twists = deque([(0.0, 0.0)] * (wear.delay + 1), maxlen=wear.delay + 1)
         self._lately = deque([self._command], maxlen=round(STOP_S * self.control_hz) + 1)
         self._path = [layout.start[:2]]
         self._steps = 0
@@ -154,9 +157,33 @@ class RoomsWorld:
         before = self._due[0]
         self._command = (x, y, heading)
         self._due.append(self._command)
-        self._lately.append(self._command)
         here = self.base.pose[:2]
         self.base.step(self._due[0], before, 1.0 / self.control_hz)
+        self._after_step(here)
+
+    def drive(self, speed: float, turning: float) -> None:
+        """One control period of a base that is told a twist instead of a pose, as real ones are.
+
+        Where it is told to be is then where the twist has taken it: the same rule says when it has stopped.
+
+        Args:
+            speed: m/s ahead.
+            turning: rad/s to the left.
+
+        Raises:
+            ValueError: a value that is not finite.
+        """
+        if not (math.isfinite(speed) and math.isfinite(turning)):
+            raise ValueError(f"twist {speed} m/s, {turning} rad/s is not finite")
+        self._twists.append((speed, turning))
+        here = self.base.pose[:2]
+        self.base.drive(*self._twists[0], 1.0 / self.control_hz)
+        self._command = self.base.odometry
+        self._due.append(self._command)
+        self._after_step(here)
+
+    def _after_step(self, here: tuple[float, float]) -> None:
+        self._lately.append(self._command)
         self._steps += 1
         if self._steps % TRACK_EVERY == 0:
             self._path.append(self.base.pose[:2])
@@ -222,6 +249,11 @@ class RoomsWorld:
     def success(self) -> bool:
         """Whether the base has stopped within 1 m of the goal after passing what was named. The first stop decides."""
         return self._success
+
+    def command_by(self, channels: Sequence[str]) -> None:
+        """As ``TabletopWorld.command_by``: this world takes poses."""
+        if tuple(channels) != self.channels:
+            raise UserError(f"simulation.world: is commanded by {', '.join(self.channels)}, not {', '.join(channels)}")
 
     def ended(self) -> bool:
         """Whether the base has stopped, wherever."""
@@ -356,6 +388,24 @@ class RoomsWorld:
         direction = np.array([math.cos(heading + angle), math.sin(heading + angle), 0.0])
         away, _ = self._ray(np.array([x, y, 0.2]), direction)
         return max(away - ROBOT_RADIUS, 0.0) if away >= 0 else math.inf
+
+    def scan(self, mount: tuple[float, float, float], beams: int = 360, range_max: float = 10.0) -> np.ndarray:
+        """(beams,) metres that a planar scanner on the base measures, from −π on evenly around; inf: nothing in reach.
+
+        Args:
+            mount: x, y (m) and yaw (rad) of the scanner in the base's frame.
+            beams: directions.
+            range_max: metres.
+        """
+        x, y, heading = self.base.pose
+        cos, sin = math.cos(heading), math.sin(heading)
+        eye = np.array([x + cos * mount[0] - sin * mount[1], y + sin * mount[0] + cos * mount[1], SCAN_HEIGHT])
+        angles = heading + mount[2] + np.arange(beams) * (2 * math.pi / beams) - math.pi
+        rays = np.column_stack([np.cos(angles), np.sin(angles), np.zeros(beams)])
+        away = np.full(beams, -1.0)
+        for beam, ray in enumerate(rays):
+            away[beam] = self._ray(eye, ray)[0]
+        return np.where((away < 0) | (away > range_max), np.inf, away)
 
     def render(self, view: str, width: int, height: int) -> np.ndarray:
         """(height, width, 3) uint8 RGB picture of one view, at most 640×480.

@@ -97,8 +97,18 @@ class Base:
             before: the target of the step before; its motion is joined instead of being chased.
             dt: seconds.
         """
-        speed, turning = self._law(target, before, dt)
+        self.drive(*self._law(target, before, dt), dt)
+
+    def drive(self, speed: float, turning: float, dt: float) -> None:
+        """Takes a twist for one control step, as a base's own driver does: within what the base can do.
+
+        Args:
+            speed: wanted, m/s.
+            turning: wanted, rad/s.
+            dt: seconds.
+        """
         c = self.config
+        speed, turning = min(max(speed, -c.backward), c.forward), min(max(turning, -c.turn), c.turn)
         self.speed += min(max(speed - self.speed, -c.acceleration * dt), c.acceleration * dt)
         change = c.turn_acceleration * dt
         self.turning += min(max(turning - self.turning, -change), change)

@@ -13,6 +13,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from qwen_vla_core.errors import UserError
 from qwen_vla_core.sim.domain import FIELDS, DomainConfig
 from qwen_vla_core.sim.domain import apply as apply_domain
 from qwen_vla_core.sim.grounding import intention, questions
@@ -156,6 +157,18 @@ class TabletopWorld(ABC):
     def places(self) -> tuple[PlaceState, ...]:
         """What cubes can be put on."""
         return ()
+
+    def command_by(self, channels: Sequence[str]) -> None:
+        """Says which channels the steps to come are commanded in; before ``reset``.
+
+        Raises:
+            UserError: the world is not commanded that way.
+        """
+        if tuple(channels) != self.channels:
+            raise UserError(
+                f"simulation.world: is commanded by {', '.join(self.channels)}, not by {', '.join(channels)}; "
+                "use mock:=true (--mock), or another world"
+            )
 
     @property
     @abstractmethod

@@ -53,9 +53,10 @@ class WidowXWorld(TabletopWorld):
     substeps = 5
     decision_s = 0.2
     limit_s = 15.0
-    channels = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
+    channels: tuple[str, ...] = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
     state_channels = (*JOINTS, "gripper", "hand_x", "hand_y", "hand_z")
-    held_c = np.array([*[True] * 6, False])
+    held_c: np.ndarray = np.array([*[True] * 6, False])
+    by_joints = False  # commanded by joint positions instead, see ``command_by``
     cameras = CAMERAS
     views = tuple(CAMERAS)
     arms = (ARM,)
@@ -98,6 +99,14 @@ class WidowXWorld(TabletopWorld):
         self._scratch = mujoco.MjData(model)
         self._home = self._inverse(np.array(START_POSITION), DOWN, START_NEAR, iterations=200)
 
+    def command_by(self, channels: Sequence[str]) -> None:
+        """By changes of the hand's pose, or by joint positions and the gripper: then no inverse kinematics is in it."""
+        self.by_joints = tuple(channels) == (*JOINTS, "gripper")
+        if self.by_joints:
+            self.channels, self.held_c = (*JOINTS, "gripper"), np.zeros(len(JOINTS) + 1, bool)
+        else:
+            super().command_by(channels)
+
     # --- life of an episode -----------------------------------------------------------------------------------------
 
     def _sample(self, rng: np.random.Generator, task: str) -> list[CubeLayout]:
@@ -114,7 +123,7 @@ class WidowXWorld(TabletopWorld):
         jitter = rng.uniform(-1, 1, len(JOINTS)) * self.randomize.start_pose
         self._joints = self._home + jitter
         self._position, self._rotation = self._forward(self._joints)
-        self._command = np.array([0.0] * 6 + [1.0])
+        self._command = np.array([*(self._joints if self.by_joints else np.zeros(6)), 1.0])
         self.data.qpos[: len(JOINTS)] = self._joints
         self.data.qpos[len(JOINTS) : len(JOINTS) + 2] = FINGER_RANGE[1], -FINGER_RANGE[1]
         self._set_motors(1.0)
@@ -152,6 +161,9 @@ class WidowXWorld(TabletopWorld):
         """Adds one control step's share of the change to the target pose and follows it with the joints."""
         self.belt.advance(self.data)
         dt = 1.0 / self.control_hz
+        if self.by_joints:
+            self._follow_joints(action, dt)
+            return
         share = dt / self.decision_s
         move = _shorten(action[:3] * share, SPEED * dt)
         turn = _shorten(action[3:6] * share, TURN_SPEED * dt)
@@ -173,6 +185,16 @@ class WidowXWorld(TabletopWorld):
             self._position, self._rotation = self._forward(self._joints)
         # else: the nearest pose the arm could take lies outside its box, so it stays as it is
         self._set_motors(float(action[6]))
+
+    def _follow_joints(self, action: np.ndarray, dt: float) -> None:
+        """Motors that go where they are told, as fast as they can and with no more force than ``LEAD`` gives."""
+        low, high = self.model.jnt_range[self.model.dof_jntid[self._dofs]].T
+        goal = np.clip(action[: len(JOINTS)], low, high)
+        goal = np.clip(goal, self._joints - JOINT_SPEED * dt, self._joints + JOINT_SPEED * dt)
+        measured = self.data.qpos[self._dofs]
+        self._joints = np.clip(goal, measured - LEAD, measured + LEAD)
+        self._position, self._rotation = self._forward(self._joints)
+        self._set_motors(float(action[-1]))
 
     def _set_motors(self, opening: float) -> None:
         finger = FINGER_RANGE[0] + min(max(opening, 0.0), 1.0) * (FINGER_RANGE[1] - FINGER_RANGE[0])
