@@ -125,7 +125,7 @@ def test_nothing_that_can_run_code_is_read() -> None:
 
 
 def test_no_robot_is_named_in_a_condition() -> None:
-    robots = {path.stem.lower() for path in (ROOT / "embodiments").glob("*.yaml")}
+    robots = {path.stem.lower() for path in (ROOT / "embodiments").rglob("*.yaml")}
     assert "aloha" in robots
     found = [
         f"{shown(path)}:{line}: {what}"

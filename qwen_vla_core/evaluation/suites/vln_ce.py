@@ -211,28 +211,7 @@ def habitat_env(corpus: Corpus, data: Path) -> Any:
     from habitat.tasks.nav.nav import NavigationGoal
     from habitat.tasks.vln.vln import InstructionData, VLNEpisode
 
-    width, height = corpus.size
-    sensor = "habitat.simulator.agents.main_agent.sim_sensors.rgb_sensor"
-    task = "habitat.task"
-    overrides = [
-        f"habitat.environment.max_episode_steps={MAX_STEPS}",
-        f"habitat.simulator.forward_step_size={STEP_M}",
-        f"habitat.simulator.turn_angle={corpus.turn_deg:g}",
-        f"habitat.simulator.habitat_sim_v0.allow_sliding={corpus.sliding}",
-        f"{sensor}.width={width}",
-        f"{sensor}.height={height}",
-        f"{sensor}.hfov={corpus.hfov_deg}",
-        f"{task}.actions.turn_left.turn_angle={corpus.turn_deg:g}",
-        f"{task}.actions.turn_right.turn_angle={corpus.turn_deg:g}",
-        f"{task}.measurements.success.success_distance={SUCCESS_M:g}",
-    ]
-    if corpus.height_m is not None:
-        overrides += [
-            f"{sensor}.position=[0,{corpus.height_m},0]",
-            f"habitat.simulator.agents.main_agent.height={corpus.height_m}",
-            "habitat.simulator.agents.main_agent.radius=0.18",
-        ]
-    config = habitat.get_config("benchmark/nav/vln_r2r.yaml", overrides)
+    config = habitat.get_config("benchmark/nav/vln_r2r.yaml", overrides(corpus))
     dataset: Any = Dataset()
     dataset.episodes = [
         VLNEpisode(
@@ -248,6 +227,29 @@ def habitat_env(corpus: Corpus, data: Path) -> Any:
         for item in chosen_episodes(corpus, data)
     ]
     return habitat.Env(config, dataset)
+
+
+def overrides(corpus: Corpus) -> list[str]:
+    """What VLN-CE sets otherwise than habitat-lab's ``benchmark/nav/vln_r2r.yaml``."""
+    width, height = corpus.size
+    sensor = "habitat.simulator.agents.main_agent.sim_sensors.rgb_sensor"
+    changes = [
+        f"habitat.environment.max_episode_steps={MAX_STEPS}",
+        f"habitat.simulator.forward_step_size={STEP_M}",
+        f"habitat.simulator.turn_angle={corpus.turn_deg:g}",
+        f"habitat.simulator.habitat_sim_v0.allow_sliding={corpus.sliding}",
+        f"{sensor}.width={width}",
+        f"{sensor}.height={height}",
+        f"{sensor}.hfov={corpus.hfov_deg}",
+        f"habitat.task.measurements.success.success_distance={SUCCESS_M:g}",
+    ]
+    if corpus.height_m is not None:
+        changes += [
+            f"{sensor}.position=[0,{corpus.height_m},0]",
+            f"habitat.simulator.agents.main_agent.height={corpus.height_m}",
+            "habitat.simulator.agents.main_agent.radius=0.18",
+        ]
+    return changes
 
 
 def chosen_episodes(corpus: Corpus, data: Path) -> list[dict[str, Any]]:
