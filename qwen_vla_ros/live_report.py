@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.errors import did_you_mean
 from qwen_vla_core.embodiment.findings import Finding
 from qwen_vla_core.embodiment.spec import (
@@ -119,6 +120,7 @@ class Evidence:
 def judge(robot: Embodiment, evidence: Evidence) -> list[Finding]:
     """All findings, in the order of the YAML: an ok line where there is nothing to complain about."""
     findings: list[Finding] = []
+    robot = commanded_robot(robot)  # joints that are published in place of hand poses are checked against their limits
     if evidence.follows_clock and not evidence.simulated_clock:
         findings.append(Finding("error", "clock", "nobody publishes /clock", "leave --use-sim-time out"))
     for index, camera in enumerate(robot.cameras):

@@ -9,12 +9,14 @@ from typing import Any
 
 from qwen_vla_core.commands.embodiment_jobs import dry_run, live, new
 from qwen_vla_core.embodiment import EmbodimentError, diagnose, load_embodiment
+from qwen_vla_core.embodiment.commanded import commanded_robot
 from qwen_vla_core.embodiment.load import resolve_embodiment
 from qwen_vla_core.embodiment.report import describe_embodiment, embodiment_text
 from qwen_vla_core.embodiment.schema import keys_markdown, schema_text
 from qwen_vla_core.embodiment.yamlpos import read_text
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_text
+from qwen_vla_core.runtime.targets import HandSolver
 from qwen_vla_core.runtime.workspace import load_bounded
 
 
@@ -73,8 +75,11 @@ def _check_one(name: str) -> dict[str, Any]:
     try:
         path = resolve_embodiment(name)
         embodiment, problems = diagnose(read_text(path, str(path)), str(path))
-        if not problems:
-            load_bounded(embodiment)  # opens the models of workspace boxes
+        if not problems and not embodiment.training_only:  # opens the models of ik commands and workspace boxes
+            for index, group in enumerate(embodiment.actions):
+                if group.command.ik is not None:
+                    HandSolver(embodiment, index)
+            load_bounded(commanded_robot(embodiment))
     except EmbodimentError as error:
         problems = [error]
     else:

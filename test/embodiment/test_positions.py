@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jsonschema
 import pytest
 import yaml
@@ -72,6 +74,13 @@ def test_displacements_are_not_sent_as_positions() -> None:
         "    kind: gripper\n    frame: tool\n    unit: fraction\n    channels",
     )
     assert "means nothing" in problems(framed)["actions[1].frame"]
+
+
+def test_check_opens_the_model_of_an_ik_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(JOINTS.replace("tip: ee_gripper_link", "tip: nose"))
+    assert main(["embodiment", "check", str(path)]) == 2
+    assert "actions[0].command.ik.tip: the model has no link 'nose'" in capsys.readouterr().err
 
 
 def test_the_commanded_robot_is_told_by_positions_and_keeps_its_boxes() -> None:
