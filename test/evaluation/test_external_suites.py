@@ -136,7 +136,7 @@ def test_an_episode_runs_through_the_closed_loop() -> None:
             return ActionChunk(rows, robot.channels, observation.stamp_ns, robot.period_s)
 
     result = run_episode(ExternalWorld(robot, echo, 60), Count(), seed=3, execute_steps=3, timeout_s=12.0)
-    told = [step["/ee_target_delta_pose"][0] / 5 for step in echo.told]
+    told = [step["/ee_target_delta_pose"][0] for step in echo.told]
     np.testing.assert_allclose(told, [0, 0.01, 0.02, 0, 0.01, 0.02, 0], atol=1e-12)
     assert (result.inferences, result.success, result.seconds) == (3, False, pytest.approx(1.4))
 

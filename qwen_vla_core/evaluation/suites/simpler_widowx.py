@@ -79,11 +79,11 @@ class SimplerSimulator:
 
     def step(self, command: Mapping[str, np.ndarray]) -> Seen:
         """Displacement and turn of the hand's target, and the gripper open or closed."""
-        velocity = command["/ee_target_delta_pose"]
-        turn = Rotation.from_euler("xyz", velocity[3:] / CONTROL_HZ)
+        displacement = command["/ee_target_delta_pose"]
+        turn = Rotation.from_euler("xyz", displacement[3:])
         # The controller of mani-skill 3.0.1 reads its turn as Euler angles of Rx·Ry·Rz.
         gripper = 1.0 if command["/gripper_target"][0] > 0 else -1.0
-        action = np.concatenate([velocity[:3] / CONTROL_HZ, turn.as_euler("XYZ"), [gripper]])
+        action = np.concatenate([displacement[:3], turn.as_euler("XYZ"), [gripper]])
         shown, _, _, _, info = self.env.step(action[None].astype(np.float32))
         self._done += 1
         return self._seen(shown, info)
