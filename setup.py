@@ -102,6 +102,7 @@ setup(
             "psutil>=5.9",
             "pytest>=7.4",
             "pytest-timeout>=2.2",
+            "pytest-xdist>=3.6",
             "ros-domain-coordinator==0.12.0",
             "ruff>=0.9",
             "selenium>=4.20",
