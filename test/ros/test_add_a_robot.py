@@ -11,9 +11,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qwen_vla_core.cli import main
+from qwen_vla_core.data.contract import DataContract
+from qwen_vla_core.data.dataset import EpisodeRows
+from qwen_vla_core.data.lerobot import LeRobotWriter
 from qwen_vla_core.embodiment import load_embodiment, shipped_embodiments
 from qwen_vla_core.embodiment.urdf import read_urdf
 
@@ -45,6 +49,28 @@ def steps() -> list[Step]:
     return found
 
 
+def record(yaml: str, folder: str) -> None:
+    """What the reader has by then: a few demonstrations of the robot."""
+    robot = load_embodiment(yaml)
+    rng = np.random.default_rng(0)
+    lower = np.concatenate([np.array(group.limits.lower) for group in robot.actions])
+    upper = np.concatenate([np.array(group.limits.upper) for group in robot.actions])
+    steps, views = 20, dict.fromkeys(robot.views, (64, 48))
+    with LeRobotWriter(folder, DataContract.of(robot), family="manipulation", views=views) as writer:
+        for _ in range(3):
+            phase = rng.uniform(0, 6, len(lower)) + np.linspace(0, 4, steps + 1)[:, None]
+            path = ((lower + upper) / 2 + 0.4 * (upper - lower) * np.sin(phase)).astype(np.float32)
+            rows = EpisodeRows(
+                state=path[:-1],
+                action=path[1:],
+                timestamp=np.arange(steps) / robot.control.frequency_hz,
+                task=np.zeros(steps, np.int64),
+                perturbed=np.zeros(steps, bool),
+            )
+            pictures = {view: rng.integers(60, 200, (steps, 48, 64, 3), np.uint8) for view in robot.views}
+            writer.add_episode(rows, ["put the red block into the box"], pictures)
+
+
 def run_command(command: str, background: list[subprocess.Popen[bytes]]) -> None:
     words, _, note = command.partition("#")
     program, *arguments = shlex.split(words)
@@ -58,6 +84,8 @@ def run_command(command: str, background: list[subprocess.Popen[bytes]]) -> None
             assert background[-1].poll() is None and time.monotonic() < deadline, Path("up.log").read_text()
             time.sleep(0.05)
         return
+    if "my_dataset" in arguments and not Path("my_dataset").exists():
+        record("reach7.yaml", "my_dataset")
     expected = re.search(r"exit (\d)", note)
     assert main(arguments) == (int(expected[1]) if expected else 0), command
 
