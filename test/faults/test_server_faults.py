@@ -49,7 +49,11 @@ def bench(
             return subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=subprocess.STDOUT)
 
     specs = build_graph(
-        str(robot_yaml(folder)), server=f"ws://127.0.0.1:{port}", instruction=INSTRUCTION, episode_timeout_s=3600.0
+        str(robot_yaml(folder)),
+        server=f"ws://127.0.0.1:{port}",
+        instruction=INSTRUCTION,
+        episode_timeout_s=3600.0,
+        run_dir=str(folder / "rollouts"),
     )
     made = make_bench(specs, kind=ServedBench, drivers=False)
     made.serve, made.server = serve, serve()
