@@ -46,7 +46,7 @@ install_browser() { # Debian has both; Ubuntu only has a snap, which containers 
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "setup: Python 3.10 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }
 
-extras="sim,train,data,ray,dev"
+extras="sim,train,data,ray,rerun,dev"
 venv_flags=()
 ros="PyPI wheels"
 if [ -n "${ROS_DISTRO:-}" ] && "$python" -c 'import rclpy' 2>/dev/null; then
