@@ -53,11 +53,6 @@ class Guard:
         self._sessions: dict[bytes, float] = {}
         self._waiting = 0
 
-    @property
-    def needs_token(self) -> bool:
-        """Whether a token must be shown."""
-        return bool(self._token)
-
     def check_site(self, request: web.BaseRequest) -> None:
         """Refuses what another site's page caused.
 

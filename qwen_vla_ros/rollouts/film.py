@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +10,7 @@ import cv2
 import numpy as np
 
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.files import replacing
 from qwen_vla_core.rollouts.index import Rollout
 from qwen_vla_ros.node_utils import INSTRUCTION_TOPIC
 from qwen_vla_ros.rollouts.episode import Episode
@@ -60,17 +59,11 @@ def film(
 
     with Episode(rollout) as episode:
         strip = _Strip(episode, height - height % 2, views)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with replacing(path) as temporary, temporary.open("wb") as file:
                 count = encode_video(file, strip.frames(fps, speed), strip.size, fps, FILM_CRF)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-        finally:
-            Path(temporary).unlink(missing_ok=True)
     return count
 
 

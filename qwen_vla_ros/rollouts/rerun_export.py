@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import cv2
 import numpy as np
 
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.files import replacing
 from qwen_vla_core.rollouts.index import Rollout
 from qwen_vla_core.rollouts.summary import summarise
 from qwen_vla_ros.node_utils import INFERENCE_TOPIC
@@ -44,20 +43,14 @@ def export(rollout: Rollout, path: str | Path) -> dict[str, int]:
 
     with Episode(rollout) as episode:
         recording = rr.RecordingStream("qwen_vla_ros", recording_id=rollout.name, send_properties=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".rrd", dir=path.parent)
-        os.close(handle)
         try:
-            recording.save(temporary, default_blueprint=_layout(episode))
-            written = _Log(rr, recording, episode).everything()
-            recording.flush()
-            recording.disconnect()
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
+            with replacing(path) as temporary:
+                recording.save(temporary, default_blueprint=_layout(episode))
+                written = _Log(rr, recording, episode).everything()
+                recording.flush()
+                recording.disconnect()
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-        finally:
-            Path(temporary).unlink(missing_ok=True)
     return written
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.rollouts.index import OUTCOMES, UNFINISHED, Rollout, find_rollouts
+from qwen_vla_core.rollouts.index import OUTCOMES, UNFINISHED, Rollout
 
 STATES = (*OUTCOMES, UNFINISHED)
 NAME_HELP = "its folder, RUN/episode_003, RUN/3, a run with one episode, or `last`"
@@ -48,11 +48,6 @@ def filtered(rollouts: Sequence[Rollout], args: argparse.Namespace) -> list[Roll
         and wanted in rollout.instruction.casefold()
         and args.embodiment in ("", rollout.embodiment)
     ]
-
-
-def all_below(args: argparse.Namespace) -> list[Rollout]:
-    """Every episode below ``--rollouts``, filtered."""
-    return filtered(find_rollouts(args.rollouts), args)
 
 
 def ros_module(name: str, what: str) -> Any:
