@@ -74,11 +74,17 @@ class _Scan:
                 continue
             data = file.read(length)
             try:
-                yield from self._chunk(data) if op == _CHUNK_OP else self._plain(op, data, length)
+                if op == _CHUNK_OP:
+                    after = file.read(1)
+                    file.seek(-len(after), 1)
+                    yield from self._chunk(data, len(data) == length and (not after or after[0] in _KNOWN))
+                else:
+                    yield from self._plain(op, data, length)
             except (struct.error, ValueError, KeyError, RuntimeError):  # damaged: nothing after it can be trusted
                 return
 
-    def _chunk(self, data: bytes) -> Iterator[Record]:
+    def _chunk(self, data: bytes, whole: bool) -> Iterator[Record]:
+        """Its records; ``whole``: nothing is missing at its end, and no zeros stand for what is."""
         _, _, size, _ = _CHUNK.unpack_from(data)
         compression, at = _text(data, _CHUNK.size)
         (stored,) = struct.unpack_from("<Q", data, at)
@@ -97,7 +103,9 @@ class _Scan:
             at += _HEADER.size
             before = list(self._plain(op, bytes(inner[at : at + length]), length))
             at += length
-        yield from before
+        last = before[-1] if before else None
+        if whole or not isinstance(last, tuple) or not last[2].endswith(b"\0"):
+            yield from before
 
     def _plain(self, op: int, data: bytes, length: int) -> Iterator[Record]:
         if len(data) < length:
