@@ -328,7 +328,8 @@ class PolicyNode(LifecycleNode):
         """Waits until the next inference has to start; a new instruction or the end wakes it up."""
         assert self._buffer is not None and self._plans is not None
         while not self._wake.is_set():
-            schedule = LookSchedule.of(self._buffer.embodiment, int(self.get_parameter("execute_steps").value))
+            steps = int(self.get_parameter("execute_steps").value)
+            schedule = LookSchedule.of(self._buffer.embodiment, steps if steps >= 0 else None)
             with self._lock:
                 end_ns = self._plans.end_ns
             if end_ns is not None and end_ns < chunk_ns:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES
-from qwen_vla_core.runtime.schedule import DEFAULT_EXECUTE_STEPS
 from qwen_vla_ros.engines import declare_engine
 from qwen_vla_ros.node_utils import declare
 
@@ -19,8 +18,8 @@ def declare_policy(node: Any) -> None:
     declare(node, "autostart", False, "Configure and activate without being asked", read_only=True)
     text = f"How chunks follow each other: {', '.join(STRATEGIES)}. The controller node needs the same."
     declare(node, "strategy", DEFAULT_STRATEGY, text, read_only=True)
-    text = "Actions between two looks, fewer where the next chunk would come too late; 0: as fast as it can"
-    declare(node, "execute_steps", DEFAULT_EXECUTE_STEPS, text, minimum=0, maximum=1000)
+    text = "Actions between two looks, fewer where chunks would come too late; 0: as fast as it can; -1: the YAML's"
+    declare(node, "execute_steps", -1, text, minimum=-1, maximum=1000)
     declare(node, "flow_steps", 0, "Euler steps of the sampler; 0: the checkpoint's", minimum=0, maximum=100)
     text = "Holding for longer than this is reported as a fault"
     declare(node, "fault_after_s", 5.0, text, minimum=0.1, maximum=3600.0)

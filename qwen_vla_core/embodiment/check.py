@@ -329,6 +329,12 @@ def _rates(e: Embodiment) -> Iterator[Problem]:
             f"{control.controller_rate_hz:g} Hz is slower than the policy's {control.frequency_hz:g} Hz",
             f"use at least {control.frequency_hz:g}",
         )
+    if control.execute_steps is not None and control.execute_steps > control.horizon:
+        yield Problem(
+            "control.execute_steps",
+            f"{control.execute_steps} of a chunk of {control.horizon} actions",
+            f"use at most {control.horizon}",
+        )
 
 
 def _prompt(e: Embodiment) -> Iterator[Problem]:

@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 from qwen_vla_core.embodiment.spec_base import ObstacleStopSpec, TrackerSpec
 from qwen_vla_core.embodiment.spec_base import doc as doc
+from qwen_vla_core.embodiment.spec_policy import DEFAULT_EXECUTE_STEPS as DEFAULT_EXECUTE_STEPS
+from qwen_vla_core.embodiment.spec_policy import ControlSpec as ControlSpec
+from qwen_vla_core.embodiment.spec_policy import PromptSpec as PromptSpec
 from qwen_vla_core.embodiment.spec_positions import GripSpec as GripSpec
 from qwen_vla_core.embodiment.spec_positions import Integration as Integration
 from qwen_vla_core.embodiment.spec_positions import InverseKinematics as InverseKinematics
@@ -98,48 +101,6 @@ STATE_MESSAGES: dict[str, str] = {
 # The fields that a source's message has; those of a JointState are the robot's joint names.
 STATE_FIELDS: dict[str, tuple[str, ...]] = {"odometry": ODOMETRY_FIELDS, "pose": POSE_FIELDS}
 IMAGE_MESSAGES: dict[str, str] = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
-
-
-@dataclass(frozen=True)
-class PromptSpec:
-    """Fields of the published embodiment sentence [P]."""
-
-    robot_tag: str = field(metadata=doc("Robot name as the model reads it, e.g. 'ALOHA'."))
-    arms: Literal["single arm", "dual arms", "no arm"] = field(metadata=doc("How many arms the prompt names."))
-    waist: bool = field(default=False, metadata=doc("Whether the prompt says the robot has a waist."))
-    mobile_base: bool = field(default=False, metadata=doc("Whether the prompt says the robot has a mobile base."))
-
-
-@dataclass(frozen=True)
-class ControlSpec:
-    """Rates and the chunk's length."""
-
-    frequency_hz: float = field(
-        metadata=doc("Action frequency of the policy, as in the prompt.", exclusive_minimum=0.0)
-    )
-    horizon: int = field(metadata=doc("H: actions per chunk, as in the prompt.", minimum=1))
-    controller_rate_hz: float = field(
-        default=0.0,
-        kw_only=True,
-        metadata=doc(
-            "Rate of the controller's loop; it interpolates between actions.", exclusive_minimum=0.0, robot=True
-        ),
-    )
-    convention: Literal[
-        "absolute_joint",
-        "delta_joint",
-        "absolute_eef",
-        "delta_eef",
-        "base_velocity",
-        "waypoint",
-        "relative_joint",
-        "relative_eef",
-    ] = field(
-        metadata=doc(
-            "Action convention of the policy. With relative_* and waypoint a chunk is relative to the state at its "
-            "first frame, while datasets and commands hold absolute values."
-        )
-    )
 
 
 @dataclass(frozen=True)
@@ -443,6 +404,12 @@ class Embodiment:
     def period_s(self) -> float:
         """Seconds between two actions of a chunk."""
         return 1.0 / self.control.frequency_hz
+
+    @property
+    def execute_steps(self) -> int:
+        """Actions between two looks, also where the YAML leaves it to the default."""
+        given = self.control.execute_steps
+        return min(DEFAULT_EXECUTE_STEPS, self.control.horizon) if given is None else given
 
     @property
     def max_observation_age_ms(self) -> float:

@@ -23,7 +23,7 @@ from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, Strat
 from qwen_vla_core.runtime.controller import ControlLoop, held_channels
 from qwen_vla_core.runtime.latency import LatencyWindow
 from qwen_vla_core.runtime.plan_clock import NANO
-from qwen_vla_core.runtime.schedule import DEFAULT_EXECUTE_STEPS, LookSchedule
+from qwen_vla_core.runtime.schedule import LookSchedule
 
 
 @runtime_checkable
@@ -47,14 +47,14 @@ class Timing:
     Attributes:
         latency_s: from the observation to its chunk at the controller.
         strategy: of continuity.
-        execute_steps: actions between two looks, see ``LookSchedule``.
+        execute_steps: actions between two looks, see ``LookSchedule``; None: as the robot's YAML says.
         replan_s: a fixed time between two looks instead.
         blend_s: instead of the strategy's.
     """
 
     latency_s: float = 0.1
     strategy: Strategy = STRATEGIES[DEFAULT_STRATEGY]
-    execute_steps: int = DEFAULT_EXECUTE_STEPS
+    execute_steps: int | None = None
     replan_s: float | None = None
     blend_s: float | None = None
 

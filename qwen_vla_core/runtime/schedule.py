@@ -8,8 +8,6 @@ from qwen_vla_core.embodiment.spec import Embodiment
 from qwen_vla_core.runtime.chunk_buffer import brake_seconds
 from qwen_vla_core.runtime.latency import LatencyWindow
 
-DEFAULT_EXECUTE_STEPS = 5
-
 
 @dataclass(frozen=True)
 class LookSchedule:
@@ -29,8 +27,9 @@ class LookSchedule:
     margin_s: float = 0.02
 
     @classmethod
-    def of(cls, robot: Embodiment, execute_steps: int = DEFAULT_EXECUTE_STEPS) -> LookSchedule:
-        """For a robot; ``execute_steps`` actions are executed between two looks."""
+    def of(cls, robot: Embodiment, execute_steps: int | None = None) -> LookSchedule:
+        """For a robot; ``execute_steps`` actions are executed between two looks (None: as its YAML says)."""
+        execute_steps = robot.execute_steps if execute_steps is None else execute_steps
         watchdog_s = robot.safety.watchdog_ms / 1000.0
         brake_s = brake_seconds(watchdog_s)
         return cls(execute_steps * robot.period_s, watchdog_s - brake_s, brake_s)

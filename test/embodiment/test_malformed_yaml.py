@@ -135,6 +135,9 @@ MISTAKES = [
     Mistake("huge integer", "horizon: 8", f"horizon: {10**400}", 8, "control.horizon", "H: actions"),
     Mistake("endless integer", "horizon: 8", "horizon: " + "9" * 5000, 8, "control.horizon", "plain value"),
     Mistake("zero frequency", "frequency_hz: 10", "frequency_hz: 0", 7, "control.frequency_hz", "greater than 0"),
+    Mistake(
+        "more than a chunk", "  horizon: 8", "  horizon: 8\n  execute_steps: 9", 9, "control.execute_steps", "at most 8"
+    ),
     Mistake("zero horizon", "horizon: 8", "horizon: 0", 8, "control.horizon", "at least 1"),
     Mistake("negative age", "/wrist/image", "/wrist/image\n    max_age_ms: -1", 17, "cameras[1].max_age_ms", "greater than 0"),
     # names

@@ -164,8 +164,11 @@ def test_a_lost_server_makes_the_robot_hold_and_it_goes_on_when_the_server_is_ba
             server.close()  # SIGKILL
             reason = f"holding: server {url} is away: "
             watcher.wait_for(lambda: reason in policy("message"), TIMEOUT_S, "the policy's reason")
-            watcher.wait_for(lambda: mode() == "holding", TIMEOUT_S, "the controller to hold")
-            assert "watchdog" in watcher.status["controller"]["message"]
+
+            def held() -> bool:  # on a busy machine a late state may be its first reason
+                return mode() == "holding" and "watchdog" in watcher.status["controller"]["message"]
+
+            watcher.wait_for(held, TIMEOUT_S, "the controller to hold for want of chunks")
             server = fake_server(tmp_path / "server.log", int(url.rsplit(":", 1)[1]))
             server.wait_ready()
             watcher.wait_for(lambda: policy("state") == "running", TIMEOUT_S, "chunks after it")

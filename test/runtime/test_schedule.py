@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from qwen_vla_core.embodiment import load_embodiment
@@ -55,3 +57,14 @@ def test_the_slow_inferences_count_not_the_usual_ones() -> None:
 def test_as_fast_as_it_can() -> None:
     schedule = LookSchedule.of(load_embodiment("aloha"), 0)
     assert schedule.next_look_s(10.0, 10.1, 11.6, window(0.1)) == 10.0
+
+
+def test_how_often_is_the_robots_own_unless_told_otherwise() -> None:
+    robot = load_embodiment("mobile_base")
+    assert LookSchedule.of(robot).execute_s == robot.execute_steps * robot.period_s
+    assert LookSchedule.of(robot, 3).execute_s == 3 * robot.period_s
+    control = dataclasses.replace(robot.control, execute_steps=None)
+    assert [
+        dataclasses.replace(robot, control=dataclasses.replace(control, horizon=horizon)).execute_steps
+        for horizon in (8, 4)
+    ] == [5, 4]

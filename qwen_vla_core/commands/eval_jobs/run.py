@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--seed", type=int, default=FIRST_SEED, help="first seed (default: 100000, never trained on)")
     what.add_argument("--language", action="store_true", help="also ask for another object in the same scene")
     how = parser.add_argument_group("how the policy is played")
-    how.add_argument("--execute-steps", type=int, default=5, help="actions executed of each chunk (default: 5)")
+    how.add_argument(
+        "--execute-steps", type=int, help="actions executed of each chunk (default: as the robot's YAML says)"
+    )
     how.add_argument("--flow-steps", type=int, default=None, help="Euler steps (default: the checkpoint's)")
     how.add_argument("--timeout", type=float, help="simulated seconds per episode (default: the trial's)")
     how.add_argument(
@@ -202,7 +204,20 @@ def _check(args: argparse.Namespace) -> tuple[Settings, Suite]:
     if missing:
         raise UserError(f"--suite {suite.name}: install {missing}")
     _check_robot(args, suite)
+    if args.execute_steps is None:
+        settings = dataclasses.replace(settings, execute_steps=_execute_steps(suite))
     return settings, suite
+
+
+def _execute_steps(suite: Suite) -> int:
+    """Of the suite's robot, also where only the checkpoint has its YAML."""
+    from qwen_vla_core.embodiment import load_embodiment
+    from qwen_vla_core.embodiment.spec import DEFAULT_EXECUTE_STEPS
+
+    try:
+        return load_embodiment(suite.embodiment).execute_steps
+    except UserError:
+        return DEFAULT_EXECUTE_STEPS
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
