@@ -33,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.evaluation.episodes import Settings, run_in_worker, spawned
+from qwen_vla_core.evaluation.episodes import Settings, execute_steps_of, run_in_worker, spawned
 from qwen_vla_core.evaluation.metrics import Rate
 from qwen_vla_core.files import atomic_write_text
 from qwen_vla_core.runtime.continuity import STRATEGIES
@@ -49,6 +49,8 @@ def cells(args: argparse.Namespace) -> dict[str, Settings]:
     embodiment, _, task = args.world.rpartition("_")
     if not embodiment:
         raise UserError(f"--world {args.world}: name robot and task, e.g. aloha_pick or widowx_belt")
+    if args.execute_steps is None:
+        args.execute_steps = execute_steps_of(embodiment)
     table = {}
     for strategy in args.strategies:
         checkpoint = args.checkpoint
@@ -202,7 +204,7 @@ def main() -> int:
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES), metavar="NAME")
     parser.add_argument("--delays", nargs="+", type=float, default=list(DELAYS_MS), help="ms (0 40 100 200 400)")
     parser.add_argument("--episodes", type=int, default=10, help="seeds per cell (default: 10)")
-    parser.add_argument("--execute-steps", type=int, default=5, help="actions between two looks (default: 5)")
+    parser.add_argument("--execute-steps", type=int, help="actions between two looks (default: the YAML's)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--out", type=Path, help="results (default: runs/runtime/WORLD.json)")
     parser.add_argument("--plot", type=Path, help="draw the table into this PNG")

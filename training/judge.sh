@@ -9,7 +9,7 @@ workers=${WORKERS:-$(nproc)}
 mkdir -p "$out"
 
 judge() { # name of the result, embodiment, task, episodes, further flags
-  [ -e "$out/$1.json" ] || .venv/bin/qwen-vla eval run --checkpoint "$checkpoint" --embodiment "$2" --task "$3" \
+  .venv/bin/qwen-vla eval run --checkpoint "$checkpoint" --embodiment "$2" --task "$3" \
     --episodes "$4" --workers "$workers" --output "$out/$1.jsonl" --resume "${@:5}"
 }
 

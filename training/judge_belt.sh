@@ -12,8 +12,8 @@ judge() { # name of the result, task, further flags
     --episodes "$episodes" --workers "${WORKERS:-$(nproc)}" --output "$out/$1.jsonl" --resume "${@:3}"
 }
 
-judge belt belt --language               # 5 of 8 actions of each chunk, the world waits for the policy
-judge belt_execute_2 belt --execute-steps 2
-judge belt_late_100_ms belt --latency-ms 100   # the world goes on, through the robot's own control law
+judge belt belt --execute-steps 5 --language               # 5 of 8 actions of each chunk, the world waits for the policy
+judge belt_execute_2 belt                                  # as the robot's YAML says: 2 of 8
+judge belt_late_100_ms belt --execute-steps 5 --latency-ms 100   # the world goes on, through the robot's own control law
 judge place place
 .venv/bin/python training/results.py "$out"

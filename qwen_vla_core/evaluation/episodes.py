@@ -73,6 +73,21 @@ def suite_of(settings: Settings) -> Suite:
     return make_suite(settings.suite) if settings.suite else WorldSuite(settings.embodiment, settings.task)
 
 
+def execute_steps_of(embodiment: str) -> int:
+    """Actions of each chunk that are executed where nobody says so: the robot's own, from its YAML.
+
+    Args:
+        embodiment: shipped name or YAML; a robot that only a checkpoint knows has the default.
+    """
+    from qwen_vla_core.embodiment import load_embodiment
+    from qwen_vla_core.embodiment.spec import DEFAULT_EXECUTE_STEPS
+
+    try:
+        return load_embodiment(embodiment).execute_steps
+    except UserError:
+        return DEFAULT_EXECUTE_STEPS
+
+
 class Evaluator:
     """One policy (or the scripted expert) and the world it was last used in, reused over trials."""
 

@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.evaluation.episodes import execute_steps_of
 from qwen_vla_core.evaluation.metrics import Rate
 from qwen_vla_core.evaluation.report import axis_table
 from qwen_vla_core.evaluation.results import Result, is_result, read_result
-from qwen_vla_core.evaluation.suites import SUITES
+from qwen_vla_core.evaluation.suites import SUITES, make_suite
 from qwen_vla_core.evaluation.suites.protocol import IN_DISTRIBUTION
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -32,7 +33,7 @@ WORLD_SUITES = {
     ("widowx", "belt"): "belt",
 }
 # Settings with which a stored result is the plain one: the world waits, the prompt is the robot's own.
-PLAIN: Mapping[str, Any] = {"told": None, "latency_ms": None, "expert": False, "execute_steps": 5, "flow_steps": None}
+PLAIN: Mapping[str, Any] = {"told": None, "latency_ms": None, "expert": False, "flow_steps": None}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,11 @@ class Stored:
     def unusual(self) -> tuple[str, ...]:
         """Settings that make it another question than the plain one."""
         settings = self.result.header["settings"]
-        found = [f"{key} {settings[key]}" for key, usual in PLAIN.items() if settings.get(key, usual) != usual]
+        plain = dict(PLAIN)
+        if "execute_steps" in settings:  # the plain question is asked as often as the robot's YAML says
+            robot = settings.get("embodiment") or make_suite(self.result.suite).embodiment
+            plain["execute_steps"] = execute_steps_of(str(robot))
+        found = [f"{key} {settings[key]}" for key, usual in plain.items() if settings.get(key, usual) != usual]
         return (*found, "through ROS") if self.result.header.get("ros") else tuple(found)
 
 

@@ -68,7 +68,7 @@ def test_the_older_form_is_read(tmp_path: Path) -> None:
     old.write_text(json.dumps({"settings": {"embodiment": "aloha", "task": "pick"}, "episodes": [episode]}))
     result = read_result(old)
     assert result.rows[0]["key"] == "pick/3" and result.axes == ("in_distribution",) and result.suite == "world"
-    shipped = Path(__file__).parents[2] / "checkpoints/generalist.results/rooms.json"
+    shipped = Path(__file__).parents[2] / "checkpoints/belt.results/belt.json"
     assert len(read_result(shipped).rows) == 100 and is_result(shipped)
     (tmp_path / "other.json").write_text('{"something": 1}')
     assert find_results(tmp_path) == [old]

@@ -48,6 +48,8 @@ def test_ours_stand_beside_theirs_by_axis_and_metric(tmp_path: Path) -> None:
         lambda success: {"manipulation_score": 1.0 if success else 0.3},
     )  # fmt: skip
     write(tmp_path / "small.results" / "late.jsonl", "aloha", {"colour": [True]}, latency_ms=100.0)
+    write(tmp_path / "small.results" / "other" / "often.jsonl", "aloha", {"colour": [True]}, execute_steps=2)
+    write(tmp_path / "small.results" / "rarely.jsonl", "aloha", {"colour": [True]}, execute_steps=5)
     write(tmp_path / "small.results" / "other" / "aloha.jsonl", "aloha", {"colour": [True]})
     row = {"success": True, "seconds": 1.0, "chosen": None, "target": None, "metrics": {}}
     older = {"settings": {"embodiment": "aloha", "task": "pick"}, "episodes": [{"seed": 1, **row}]}
@@ -60,6 +62,8 @@ def test_ours_stand_beside_theirs_by_axis_and_metric(tmp_path: Path) -> None:
         ("small", "belt", ()),
         ("small", "aloha", ("latency_ms 100.0",)),
         ("small (other)", "aloha", ()),
+        ("small (other)", "aloha", ()),  # as often as its YAML says
+        ("small", "aloha", ("execute_steps 5",)),
         ("small", "aloha", ()),  # of a time before suites: not beside the suite's own
     ]
     lines = {(line.benchmark, line.axis, line.metric): line for line in compare(read_published(), stored)}

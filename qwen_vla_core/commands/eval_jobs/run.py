@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.evaluation.episodes import Evaluator, Settings, film_episodes, suite_of
+from qwen_vla_core.evaluation.episodes import Evaluator, Settings, execute_steps_of, film_episodes, suite_of
 from qwen_vla_core.evaluation.metrics import Rate
 from qwen_vla_core.evaluation.report import axis_table, print_axes, print_report, summarise, summarise_axes
 from qwen_vla_core.evaluation.results import SUFFIX, Result, ResultFile, weights_of
@@ -205,19 +205,8 @@ def _check(args: argparse.Namespace) -> tuple[Settings, Suite]:
         raise UserError(f"--suite {suite.name}: install {missing}")
     _check_robot(args, suite)
     if args.execute_steps is None:
-        settings = dataclasses.replace(settings, execute_steps=_execute_steps(suite))
+        settings = dataclasses.replace(settings, execute_steps=execute_steps_of(suite.embodiment))
     return settings, suite
-
-
-def _execute_steps(suite: Suite) -> int:
-    """Of the suite's robot, also where only the checkpoint has its YAML."""
-    from qwen_vla_core.embodiment import load_embodiment
-    from qwen_vla_core.embodiment.spec import DEFAULT_EXECUTE_STEPS
-
-    try:
-        return load_embodiment(suite.embodiment).execute_steps
-    except UserError:
-        return DEFAULT_EXECUTE_STEPS
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
