@@ -23,6 +23,7 @@ THROUGHPUT = ("samples_per_s", "tokens_per_s", "mfu")
 IGNORED = ("stage", "step", "seconds")
 SMOOTHING = 0.05  # the smooth line's window, as a share of the rows
 STYLES = ("-", "--", ":", "-.")
+MOST_LABELS = 8  # in one legend
 # Okabe and Ito's colours: they stay apart for colour-blind eyes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
@@ -172,11 +173,28 @@ def _success(axis: Any, log: StageLog, run: int, runs: Sequence[str]) -> None:
 def _finish(axis: Any, label: str) -> None:
     axis.grid(alpha=0.25)
     axis.set_ylabel(label)
-    if axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize="x-small", loc="best", framealpha=0.7)
+    handles, labels = axis.get_legend_handles_labels()
+    if len(labels) > MOST_LABELS and all(": " in label for label in labels):
+        handles, labels = _by_run_and_quantity(handles, labels)
+    if labels:
+        axis.legend(handles, labels, fontsize="x-small", loc="best", framealpha=0.7)
     else:
         axis.set_yticks([])
         axis.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axis.transAxes, color="0.6")
+
+
+def _by_run_and_quantity(handles: Sequence[Any], labels: Sequence[str]) -> tuple[list[Any], list[str]]:
+    """A colour for each run and a line for each quantity, instead of a line for each pair of them."""
+    from matplotlib.lines import Line2D
+
+    entries: dict[str, Any] = {}
+    for handle, label in zip(handles, labels, strict=True):
+        line = handle[0] if isinstance(handle, tuple) else handle  # an error bar is a tuple with its line first
+        run, _, quantity = label.partition(": ")
+        entries.setdefault(run, Line2D([], [], color=line.get_color(), linewidth=2.5))
+        entries.setdefault(f" {quantity}", Line2D([], [], color="0.3", linestyle=line.get_linestyle(), linewidth=1.2))
+    names = sorted(entries, key=lambda name: name.startswith(" "))  # runs first
+    return [entries[name] for name in names], [name.strip() for name in names]
 
 
 def _number(value: Any) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from qwen_vla_core.commands.train_jobs import plot
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.training.curves import _panels, plot_runs, smooth
+from qwen_vla_core.training.curves import _finish, _panels, plot_runs, smooth
 from qwen_vla_core.training.run_log import EVALUATIONS, LOG, find_logs, read_runs
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -54,6 +54,18 @@ def test_stages_come_in_the_order_of_training_and_resumed_rows_count_once(genera
     assert [r["step"] for r in cpt.rows] == [0, 10, 20, 30]
     assert [r["action"] for r in cpt.rows] == [5.0, 1.0, 1.0, 5.0]
     assert [r["step"] for r in cpt.evaluations] == [0, 20] and not logs[0].evaluations
+
+
+def test_many_runs_share_a_short_legend() -> None:
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    for run in ("first", "main", "last", "told"):
+        for quantity, style in (("action", "-"), ("navigation", "--"), ("text", ":")):
+            axis.plot([0, 1], [1, 0], style, label=f"{run}: {quantity}")
+    _finish(axis, "loss")
+    texts = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert texts == ["first", "main", "last", "told", "action", "navigation", "text"]
 
 
 def test_a_file_a_run_and_a_folder_of_runs_are_found_once(generalist: Path) -> None:
