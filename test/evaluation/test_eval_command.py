@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from qwen_vla_core.cli import main
+from qwen_vla_core.embodiment import load_embodiment
+from qwen_vla_core.evaluation.episodes import execute_steps_of
 from qwen_vla_core.evaluation.report import print_report, summarise
 
 
@@ -103,6 +106,17 @@ def test_mistakes_are_one_line_that_names_the_flag(
     error = captured.err.strip()
     assert named in error and "\n" not in error and captured.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_look_comes_as_often_as_the_robots_yaml_says(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mujoco", reason="the simulator is not installed")
+    arguments = ["eval", "run", "--embodiment", "mobile_base", "--expert", "--episodes", "1", "--json"]
+    used = []
+    for extra in ([], ["--execute-steps", "3"]):
+        assert main([*arguments, *extra]) == 0
+        used.append(json.loads(capsys.readouterr().out)["settings"]["execute_steps"])
+    assert used == [load_embodiment("mobile_base").control.execute_steps, 3]
+    assert execute_steps_of("of_a_checkpoint_only") == 5
 
 
 def test_a_word_that_is_no_task_is_refused_with_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
