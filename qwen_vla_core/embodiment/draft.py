@@ -92,6 +92,7 @@ def draft_embodiment(urdf: Urdf, graph: Sequence[GraphTopic] | None = None) -> D
         "control:",
         "  frequency_hz: 10            # CHECK: actions per second of the policy, as in your training data",
         "  horizon: 16                 # CHECK: actions per chunk",
+        "  execute_steps: 5            # of them executed before the policy looks again; fewer follow what moves",
         "  controller_rate_hz: 50      # CHECK: how often commands are sent; the controller interpolates",
         "  convention: absolute_joint",
         "",

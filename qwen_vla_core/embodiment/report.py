@@ -31,7 +31,11 @@ def describe_embodiment(embodiment: Embodiment, instruction: str) -> dict[str, A
         "sha256": embodiment.hash,
         "policy_sha256": embodiment.policy_hash,
         "prompt": build_prompt(embodiment, instruction),
-        "control": {**control, "chunk_s": embodiment.control.horizon * embodiment.period_s},
+        "control": {
+            **control,
+            "execute_steps": embodiment.execute_steps,
+            "chunk_s": embodiment.control.horizon * embodiment.period_s,
+        },
         "tensor": {"H": layout.H, "K": layout.K, "c": layout.c},
         "training_only": embodiment.training_only,
         "channels": _channels(embodiment.actions, embodiment.training_only),
@@ -140,7 +144,7 @@ def embodiment_text(report: dict[str, Any]) -> str:
         f"{report['path']}\nsha256 {report['sha256']}\nsha256 of what a policy learns {report['policy_sha256']}",
         f"Prompt\n  {report['prompt']}",
         f"Control\n  {control['frequency_hz']:g} Hz × H={tensor['H']} actions = {control['chunk_s']:g} s per chunk, "
-        f"{rate}, {control['convention']}",
+        f"a look every {control['execute_steps']}, {rate}, {control['convention']}",
         f"Action tensor: H×K = {tensor['H']}×{tensor['K']}, columns 0 … {tensor['c'] - 1} real, the rest masked\n"
         + _table(report["channels"], tuple(report["channels"][0])),
         *_told(report),
