@@ -122,7 +122,8 @@ class Told(TurnLeft):
 @pytest.mark.parametrize(("latency_s", "frozen"), [(0.0, 0), (0.1, 1), (0.25, 3)])
 def test_a_policy_is_told_what_the_robot_will_do_meanwhile(latency_s, frozen):
     world, policy = PerfectArms(), Told()
-    timing = Timing(latency_s, strategy=STRATEGIES["guided"])
+    # Looks are far enough apart that it is at full speed at the second: what the limits hold back no plan knows of.
+    timing = Timing(latency_s, strategy=STRATEGIES["guided"], execute_steps=5)
     robot = replace(ROBOT, safety=replace(ROBOT.safety, soft_start_s=0.0))
     result = run_episode_in_time(world, policy, robot, seed=0, timing=timing, timeout_s=3)
     assert policy.told and {committed.frozen for _, committed in policy.told} == {frozen}
