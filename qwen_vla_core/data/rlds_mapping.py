@@ -14,22 +14,12 @@ from qwen_vla_core.actions.rotations import pose_size
 from qwen_vla_core.data.contract import ChannelGroup, DataContract
 from qwen_vla_core.embodiment.errors import did_you_mean
 from qwen_vla_core.embodiment.parse import NodeParser
-from qwen_vla_core.embodiment.spec import CONVENTION_KINDS, UNITS_BY_KIND, GroupKind, PromptSpec, doc
+from qwen_vla_core.embodiment.spec import CONVENTION_KINDS, UNITS_BY_KIND, Convention, GroupKind, PromptSpec, doc
 from qwen_vla_core.embodiment.yamlpos import compose, read_text
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.resources import resource_dir
 
 Change = Literal["none", "open_is_zero", "binary", "closing"]
-Convention = Literal[
-    "absolute_joint",
-    "delta_joint",
-    "absolute_eef",
-    "delta_eef",
-    "base_velocity",
-    "waypoint",
-    "relative_joint",
-    "relative_eef",
-]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from qwen_vla_core.embodiment.spec_base import ObstacleStopSpec, TrackerSpec
 from qwen_vla_core.embodiment.spec_base import doc as doc
 from qwen_vla_core.embodiment.spec_policy import DEFAULT_EXECUTE_STEPS as DEFAULT_EXECUTE_STEPS
 from qwen_vla_core.embodiment.spec_policy import ControlSpec as ControlSpec
+from qwen_vla_core.embodiment.spec_policy import Convention as Convention
 from qwen_vla_core.embodiment.spec_policy import PromptSpec as PromptSpec
 from qwen_vla_core.embodiment.spec_positions import GripSpec as GripSpec
 from qwen_vla_core.embodiment.spec_positions import Integration as Integration

@@ -8,6 +8,16 @@ from typing import Literal
 from qwen_vla_core.embodiment.spec_base import doc
 
 DEFAULT_EXECUTE_STEPS = 5
+Convention = Literal[
+    "absolute_joint",
+    "delta_joint",
+    "absolute_eef",
+    "delta_eef",
+    "base_velocity",
+    "waypoint",
+    "relative_joint",
+    "relative_eef",
+]
 
 
 @dataclass(frozen=True)
@@ -45,16 +55,7 @@ class ControlSpec:
             minimum=1,
         ),
     )
-    convention: Literal[
-        "absolute_joint",
-        "delta_joint",
-        "absolute_eef",
-        "delta_eef",
-        "base_velocity",
-        "waypoint",
-        "relative_joint",
-        "relative_eef",
-    ] = field(
+    convention: Convention = field(
         metadata=doc(
             "Action convention of the policy. With relative_* and waypoint a chunk is relative to the state at its "
             "first frame, while datasets and commands hold absolute values."

@@ -33,7 +33,8 @@ class Settings:
         embodiment: shipped name or YAML; its ``simulation.world`` is the world.
         checkpoint: shipped name or folder.
         task: of the world; ``all`` for all, None for its first.
-        execute_steps: actions executed of each chunk; with ``latency_ms`` at most, see ``LookSchedule``.
+        execute_steps: actions executed of each chunk; with ``latency_ms`` at most, see ``LookSchedule``. None: as the
+            robot's YAML says.
         flow_steps: Euler steps; None for the checkpoint's.
         timeout: simulated seconds per episode; None for the world's.
         language: also ask for another object in the same scene.
@@ -49,7 +50,7 @@ class Settings:
     embodiment: str
     checkpoint: str
     task: str | None = None
-    execute_steps: int = 5
+    execute_steps: int | None = None
     flow_steps: int | None = None
     timeout: float | None = None
     language: bool = False
@@ -96,6 +97,7 @@ class Evaluator:
 
         self.settings = settings
         self.suite = suite_of(settings)
+        self._own_steps = execute_steps_of(self.suite.embodiment)
         self.world: Any = None
         self._world_key = ""
         if settings.expert:
@@ -173,12 +175,13 @@ class Evaluator:
             return run_expert(self.world, self.suite, **common)
         self.generator.manual_seed(trial.seed)
         sampler = _Sampler(self.policy, self.robot.name, settings.flow_steps, self.generator, settings.told)
+        execute_steps = self._own_steps if settings.execute_steps is None else settings.execute_steps
         if settings.latency_ms is None:
-            return run_episode(self.world, sampler, execute_steps=settings.execute_steps, **common)
+            return run_episode(self.world, sampler, execute_steps=execute_steps, **common)
         timing = Timing(
             settings.latency_ms / 1000,
             find_strategy(settings.strategy),
-            settings.execute_steps,
+            execute_steps,
             blend_s=None if settings.blend_ms is None else settings.blend_ms / 1000,
         )
         return run_episode_in_time(self.world, sampler, self.robot, timing=timing, **common)
