@@ -110,7 +110,10 @@ def discard(packed: PackedSamples) -> None:
 def sweep(prefix: str) -> None:
     """Frees every block with this prefix: what a worker left that died between making and handing over."""
     for path in _FOLDER.glob(f"{prefix}*"):
-        discard(PackedSamples(path.name, ()))
+        if path.stat().st_size:
+            discard(PackedSamples(path.name, ()))
+        else:  # killed between creating the block and giving it a size: nothing to map, and nobody was told of it
+            path.unlink()
 
 
 def _view(buffer: Any, place: _Place) -> np.ndarray:

@@ -199,6 +199,15 @@ def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
         assert blocks() == set()
 
 
+def test_a_block_of_a_worker_killed_before_it_had_a_size_is_freed() -> None:
+    whole = shared.pack([make(healthy(1), 0)], f"{PREFIX}swept_")
+    empty = Path("/dev/shm") / f"{PREFIX}swept_empty"
+    empty.touch()
+    assert blocks() == {whole.block, empty.name}
+    shared.sweep(f"{PREFIX}swept_")
+    assert blocks() == set()
+
+
 def test_stopping_early_frees_what_was_made_ahead(tmp_path: Path) -> None:
     before = blocks()
     with MixtureLoader(Mixture(small_recipe(tmp_path), open_memory), workers=1, prefetch=3) as loader:
