@@ -37,26 +37,22 @@ stage grounding requests where
 stage t2a t2a requests
 stage cpt cpt t2a
 
-corrections() { # stage whose policy drives first, first seed, ending of the folders, episodes of each world (0: none)
+corrections() { # stage whose policy drives first, first seed, ending of the folders, episodes of each world
   say "corrections: the expert takes over from $1"
   local pilot=(--seed "$2" --pilot "$out/$1/checkpoint")
-  (($4 == 0)) || demos mobile_base all "$4" "rooms_corrections$3" "${pilot[@]}"
-  (($5 == 0)) || demos widowx place "$5" "widowx_corrections$3" "${pilot[@]}"
-  (($6 == 0)) || demos aloha pick "$6" "aloha_pick_corrections$3" "${pilot[@]}"
-  (($7 == 0)) || demos aloha transfer "$7" "aloha_transfer_corrections$3" "${pilot[@]}"
+  demos mobile_base all "$4" "rooms_corrections$3" "${pilot[@]}"
+  demos widowx place "$5" "widowx_corrections$3" "${pilot[@]}"
+  demos aloha pick "$6" "aloha_pick_corrections$3" "${pilot[@]}"
+  demos aloha transfer "$7" "aloha_transfer_corrections$3" "${pilot[@]}"
 }
 corrections cpt 20000 "" 300 600 250 200
 stage sft sft_first cpt
 corrections sft_first 30000 _2 300 300 300 250
 stage sft sft sft_first
-corrections sft 40000 _3 400 0 300 300
+corrections sft 40000 _3 700 150 350 450
 stage sft sft_last sft
-corrections sft_last 50000 _4 600 0 300 0
-stage sft sft_told sft_last
-corrections sft_told 60000 _5 500 200 300 400
-stage sft sft_final sft_told
 
 say rl
-"$bin/python" training/rl.py --recipe "$recipes/rl.yaml" --from "$out/sft_final/checkpoint" --out "$out/rl" --set "workers=$workers"
+"$bin/python" training/rl.py --recipe "$recipes/rl.yaml" --from "$out/sft_last/checkpoint" --out "$out/rl" --set "workers=$workers"
 say "done: $out/rl/checkpoint"
 "$bin/qwen-vla" train plot "$out" --out "$out/curves.png"

@@ -22,7 +22,7 @@ DEMOS = (  # embodiment, task, folder of the demonstrations, of the corrections
     ("mobile_base", "all", "rooms_all", "rooms_corrections"),
 )
 # stages that learn from corrections of the one before, and the ending of their folders
-CORRECTED = {"sft_first": "", "sft": "_2", "sft_last": "_3", "sft_told": "_4", "sft_final": "_5"}
+CORRECTED = {"sft_first": "", "sft": "_2", "sft_last": "_3"}
 # recipe, the stage it goes on from, steps, the losses that have to fall, to which share of what they were at first
 STAGES = (
     ("vision", None, 40, {"cells": 0.8, "place": 0.8}),
@@ -33,8 +33,6 @@ STAGES = (
     ("sft_first", "cpt", 20, {"action": 1.0, "navigation": 1.0}),
     ("sft", "sft_first", 20, {"action": 1.0, "navigation": 1.0}),
     ("sft_last", "sft", 8, {}),  # the same loop on more mixtures; too short to move what is learnt already
-    ("sft_told", "sft_last", 4, {}),
-    ("sft_final", "sft_told", 4, {}),
 )
 
 
@@ -77,10 +75,10 @@ def test_every_stage_moves_its_own_loss(workshop: Path, capsys: pytest.CaptureFi
             part = len(found) // 4
             assert sum(found[-part:]) < share * sum(found[:part]), (name, loss, found)
         assert (out / name / "curves.png").stat().st_size > 10_000
-    policy = load_checkpoint(out / "sft_final/checkpoint")
+    policy = load_checkpoint(out / "sft_last/checkpoint")
     assert set(policy.embodiments) == {"aloha", "widowx", "mobile_base"}
     capsys.readouterr()
-    assert cli.main([*command[:-2], "--from", str(out / "sft_told/checkpoint")]) == 0
+    assert cli.main([*command[:-2], "--from", str(out / "sft/checkpoint")]) == 0
     assert "sft: done already" in capsys.readouterr().out
     assert cli.main(["train", "plot", str(out), "--out", str(workshop / "all.png")]) == 0
 
