@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One training step of a preset with random weights: seconds, memory, tokens per second, model FLOPs utilisation.
 
-    python benchmarks/training.py --preset paper --batch 32 [--recompute] [--compile all] [--fsdp] [--json FILE]
+    python benchmarks/training.py --preset paper --batch 32 [--recompute 0.5] [--compile] [--fsdp] [--json FILE]
     python benchmarks/training.py --preset small --device cpu --batch 2 --steps 1
 
 Protocol: rows of ``--views`` pictures of 224² and ``--prompt`` text tokens, no padding, ``--draws`` noise draws of
@@ -30,7 +30,7 @@ from qwen_vla_core.model.tokenizer import train_tokenizer
 from qwen_vla_core.training.distributed import Ranks, clip_gradients, start, stop
 from qwen_vla_core.training.flops import FlopModel, work_of
 from qwen_vla_core.training.optim import build_optimizer, freeze, parameter_groups
-from qwen_vla_core.training.parallel import autocast, checkpoint_activations, compile_decoder, parallelise, prepare_cuda
+from qwen_vla_core.training.parallel import autocast, checkpoint_activations, compile_blocks, parallelise, prepare_cuda
 from qwen_vla_core.training.peak import peak_of, utilisation
 from qwen_vla_core.training.stage_recipe import OptimSpec, Rates
 
@@ -110,11 +110,11 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     flops = FlopModel.of(policy).total(work)
     parameters = sum(p.numel() for p in policy.parameters())
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    prepare_cuda(policy, ranks, "bf16", options.compile != "none")
-    if options.compile == "all":
-        compile_decoder(policy)
+    prepare_cuda(policy, ranks, "bf16")
+    if options.compile:
+        compile_blocks(policy)
     if options.recompute:
-        checkpoint_activations(policy)
+        checkpoint_activations(policy, options.recompute)
     module = parallelise(policy, "fsdp2" if options.fsdp else "ddp", ranks)
     spec = OptimSpec(rates=Rates(vision=1e-5, language=1e-5, decoder=1e-4), warmup_steps=0)
     optimizer = build_optimizer(parameter_groups(policy.named_parameters(), spec), spec)
@@ -195,10 +195,10 @@ def main() -> int:
     parser.add_argument("--prompt", type=int, default=64, help="text tokens")
     parser.add_argument("--draws", type=int, default=4, help="noise draws per observation")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two that do not count")
-    parser.add_argument("--recompute", action="store_true", help="activation checkpointing")
     parser.add_argument(
-        "--compile", choices=("none", "linear", "all"), default="none", help="linear layers; all: the decoder too"
+        "--recompute", type=float, default=0.0, metavar="SHARE", help="activation checkpointing: share of the layers"
     )
+    parser.add_argument("--compile", action="store_true", help="repeated layers through torch.compile")
     parser.add_argument("--fsdp", action="store_true", help="FSDP2 (under torchrun)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--profile", type=int, default=0, metavar="N", help="print the N dearest operations of a step")

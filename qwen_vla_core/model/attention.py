@@ -107,6 +107,7 @@ def image_attention(
     attention_mask: torch.Tensor | None = None,
     scaling: float | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of a vision tower inside each picture, all pictures of one size in one call.
@@ -122,22 +123,24 @@ def image_attention(
         attention_mask: always None; the pictures' borders are in ``cu_seq_lens_q``.
         scaling: of the scores.
         cu_seq_lens_q: (pictures + 1,) borders.
+        max_length_q: patches of the largest picture.
         options: of other implementations; ignored.
 
     Returns:
         (1, L, heads, d) and None.
     """
     assert cu_seq_lens_q is not None and attention_mask is None
-    lengths = cu_seq_lens_q.diff()
+    pictures = cu_seq_lens_q.shape[0] - 1
     _, heads, total, width = query.shape
     sdpa: Any = functional.scaled_dot_product_attention
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         sdpa = float32_sdpa
-    if len(lengths) and bool((lengths == lengths[0]).all()):
-        q, k, v = (x[0].view(heads, len(lengths), -1, width).transpose(0, 1) for x in (query, key, value))
+    # Asking the borders instead would make a GPU wait in every layer.
+    if max_length_q is not None and pictures * max_length_q == total:
+        q, k, v = (x[0].unflatten(1, (pictures, -1)).transpose(0, 1) for x in (query, key, value))
         out = sdpa(q, k, v, scale=scaling)
         return out.transpose(1, 2).reshape(1, total, heads, width), None
-    split = [x.split(lengths.tolist(), dim=2) for x in (query, key, value)]
+    split = [x.split(cu_seq_lens_q.diff().tolist(), dim=2) for x in (query, key, value)]
     outs = [sdpa(q, k, v, scale=scaling) for q, k, v in zip(*split, strict=True)]
     return torch.cat(outs, 2).transpose(1, 2), None
 

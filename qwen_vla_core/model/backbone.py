@@ -7,6 +7,7 @@ hidden states, next-token logits, generation and M-RoPE positions are its own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
@@ -158,6 +160,16 @@ class Backbone(nn.Module):
         )
         table.weight[:, : grid.shape[1]] = grid.to(table.weight) * 2.0 * self.config.get_text_config().initializer_range
 
+    def embed_patches_by_product(self) -> None:
+        """Replaces the vision tower's convolution of patches, whose steps do not overlap, by the matrix product it is.
+
+        cuDNN has no fast convolution for it, least of all backward.
+        """
+        embed: Any = self.visual.patch_embed
+        projection = embed.proj
+        if isinstance(projection, nn.Conv3d) and projection.kernel_size == projection.stride:
+            embed.forward = functools.partial(_embed_patches, projection)
+
     def resize_vocabulary(self, size: int) -> None:
         """Grows embeddings and head so that token ids below ``size`` exist; published tables are larger already."""
         if size > self.model.get_input_embeddings().num_embeddings:
@@ -239,3 +251,9 @@ class Backbone(nn.Module):
                 **given, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop[0]
             )
         return output[:, given["input_ids"].shape[1] :]
+
+
+def _embed_patches(projection: nn.Conv3d, patches: torch.Tensor) -> torch.Tensor:
+    """(patches, values of a patch) → (patches, D)."""
+    weight = projection.weight.flatten(1)
+    return functional.linear(patches.to(weight.dtype), weight, projection.bias)

@@ -134,7 +134,7 @@ def describe(
     mixture: MixtureRecipe,
     works: Sequence[Work] = (),
     precision: str = "bf16",
-    recompute: bool = False,
+    recompute: float = 0.0,
     average: bool = True,
     ranks: int = 1,
     sharded: bool = False,
@@ -153,7 +153,7 @@ def describe(
         mixture: its data recipe.
         works: micro-batches of one step of one rank, from ``flops.work_of``.
         precision: ``bf16`` or ``fp32``.
-        recompute: with activation checkpointing.
+        recompute: share of the layers with activation checkpointing.
         average: whether averaged weights are kept.
         ranks: how many there will be.
         sharded: FSDP2.

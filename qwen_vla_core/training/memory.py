@@ -99,7 +99,7 @@ def estimate_memory(
     policy: QwenVLA,
     parts: Sequence[Work],
     precision: str = "bf16",
-    recompute: bool = False,
+    recompute: float = 0.0,
     average: bool = True,
     ranks: int = 1,
     sharded: bool = False,
@@ -111,7 +111,7 @@ def estimate_memory(
             meta device: its layers are run where they are, those on the meta device as copies on the CPU.
         parts: micro-batches of one rank, from ``flops.work_of``; the largest counts.
         precision: ``bf16`` for autocast, ``fp32``.
-        recompute: with activation checkpointing.
+        recompute: share of the layers with activation checkpointing.
         average: whether averaged weights are kept.
         ranks: their number.
         sharded: whether what is kept between steps is divided among them (FSDP2).
@@ -130,16 +130,17 @@ def estimate_memory(
     )
 
 
-def _activations(policy: QwenVLA, work: Work, half: bool, recompute: bool) -> float:
+def _activations(policy: QwenVLA, work: Work, half: bool, recompute: float) -> float:
     kinds = [*_backbone_layers(policy, work, half), *_decoder_layers(policy, work, half)]
     if not kinds:
         return 0.0
     rest = _ends(policy, work) + _prefixes(policy, work, half)
+    kept = (1.0 - recompute) * sum(kind.layers * kind.one for kind in kinds)
     if not recompute:
-        return sum(kind.layers * kind.one for kind in kinds) + rest
+        return kept + rest
     inputs = sum(kind.layers * kind.input_per_token * kind.tokens for kind in kinds)
     copies = sum(kind.layers * kind.per_layer for kind in kinds)
-    return inputs + max(copies, 2 * max(kind.one for kind in kinds)) + rest
+    return kept + recompute * inputs + max(recompute * copies, 2 * max(kind.one for kind in kinds)) + rest
 
 
 def _ends(policy: QwenVLA, work: Work) -> float:

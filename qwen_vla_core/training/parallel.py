@@ -1,6 +1,6 @@
 """A policy spread over ranks: DDP (every rank holds everything) or FSDP2 (every rank holds a slice), and its thrift.
 
-Order of the calls, each optional: freeze groups → ``compile_decoder`` → ``checkpoint_activations`` → ``parallelise`` →
+Order of the calls, each optional: freeze groups → ``compile_blocks`` → ``checkpoint_activations`` → ``parallelise`` →
 build the optimizer (FSDP2 replaces the parameters) → ``restore_state``.
 
 Gradients are **sums** over ranks, not means: a loss that every rank divides by counts over all ranks has then the
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qwen_vla_core.errors import UserError
-from qwen_vla_core.model.delta_rule import use_matrix_products
+from qwen_vla_core.model.delta_rule import use_kernels
 from qwen_vla_core.model.policy import QwenVLA
 from qwen_vla_core.training.distributed import Ranks
 
@@ -34,6 +35,7 @@ Kind = Literal["ddp", "fsdp2"]
 Precision = Literal["bf16", "fp32"]
 # What action_decoder.py calls on a block from outside, besides forward.
 BLOCK_METHODS = ("context_step", "context_keys", "times")
+COMPILED_VARIANTS = 64  # of one function
 
 
 def autocast(ranks: Ranks, precision: Precision) -> torch.autocast:
@@ -172,23 +174,45 @@ def accumulating(module: nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
-def checkpoint_activations(policy: QwenVLA) -> None:
+def checkpoint_activations(policy: QwenVLA, share: float = 1.0) -> None:
     """Keeps only the inputs of layers and computes the rest again in the backward pass: less memory, a third more time.
 
     The backbone's text layers and vision blocks use transformers' own checkpointing (in training mode only), the
     decoder's blocks torch's.
+
+    Args:
+        policy: before it is spread over ranks.
+        share: of the layers of each kind, evenly spaced; what fits in memory need not be computed twice.
     """
     model = policy.backbone.model
     # Later versions of transformers renamed it.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-    for block in policy.decoder.blocks:
-        for name in ("forward", "context_step"):
-            setattr(block, name, _recomputed(getattr(block, name)))
+    for layers in _backbone_layers(policy):
+        for number, layer in enumerate(layers):
+            layer.gradient_checkpointing = _chosen(number, share)
+    for number, block in enumerate(policy.decoder.blocks):
+        if _chosen(number, share):
+            for name in ("forward", "context_step"):
+                setattr(block, name, _recomputed(getattr(block, name)))
 
 
-def compile_decoder(policy: QwenVLA) -> None:
-    """Compiles what the decoder's blocks do; the backbone has too many graph breaks to gain from it.
+def _chosen(number: int, share: float) -> bool:
+    """Whether a layer is among the share: 0.5 is every second one."""
+    return math.floor((number + 1) * share + 1e-9) > math.floor(number * share + 1e-9)
+
+
+def _backbone_layers(policy: QwenVLA) -> list[list[Any]]:
+    """Text layers, and vision blocks."""
+    roots: tuple[Any, ...] = (policy.backbone.visual, policy.backbone.model.model.language_model)
+    return [[part for part in root.modules() if isinstance(part, GradientCheckpointingLayer)] for root in roots]
+
+
+def compile_blocks(policy: QwenVLA) -> None:
+    """Compiles what is repeated, one layer at a time: text layers, vision blocks and the decoder's blocks.
+
+    Layers that are alike share the code, so compiling takes a minute or two, not the whole network's time. Call it
+    before ``checkpoint_activations``, which wraps what was compiled.
 
     Raises:
         UserError: nothing can be compiled here, usually for want of a C++ compiler.
@@ -204,27 +228,31 @@ def compile_decoder(policy: QwenVLA) -> None:
         ) from error
     # ``choose_backend`` is cached and pure: tracing through its cache changes nothing.
     warnings.filterwarnings("ignore", message="(?s).*Dynamo detected a call to a `functools.lru_cache`")
+    # One function to dynamo: two kinds of text layers, training or not, masked or not, sizes fixed or not.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
+    for layer in [layer for layers in _backbone_layers(policy) for layer in layers]:
+        layer.forward = torch.compile(layer.forward)
     for block in policy.decoder.blocks:
         for name in ("forward", *BLOCK_METHODS):
             setattr(block, name, torch.compile(getattr(block, name)))
 
 
-def prepare_cuda(policy: QwenVLA, ranks: Ranks, precision: Precision, compiled: bool = False) -> None:
+def prepare_cuda(policy: QwenVLA, ranks: Ranks, precision: Precision) -> None:
     """What makes a step fast on a GPU and changes nothing but rounding; does nothing on a CPU.
 
-    Qwen3.5's linear layers run on matrix products (``delta_rule``), and under bfloat16 autocast the products that stay
-    float32 may use TF32.
+    Qwen3.5's linear layers run on kernels of their own (``delta_rule``), patches are embedded by a matrix product, and
+    under bfloat16 autocast the products that stay float32 may use TF32.
 
     Args:
         policy: before it is spread over ranks.
         ranks: this process among all.
         precision: of the stage.
-        compiled: the linear layers' many small steps through torch.compile; ``compile_decoder`` is apart.
     """
     if ranks.device.type != "cuda":
         return
     if policy.backbone.config.model_type == "qwen3_5":
-        use_matrix_products(compiled)
+        use_kernels()
+    policy.backbone.embed_patches_by_product()
     if precision == "bf16":
         torch.set_float32_matmul_precision("high")
 
@@ -260,7 +288,7 @@ def _sharded(parts: EveryPart, ranks: Ranks, precision: Precision) -> nn.Module:
         "mesh": init_device_mesh(ranks.device.type, (ranks.world,)),
         "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False),
     }
-    for layer in [module for module in policy.backbone.modules() if isinstance(module, GradientCheckpointingLayer)]:
+    for layer in [layer for layers in _backbone_layers(policy) for layer in layers]:
         fully_shard(layer, **settings)
     for block in policy.decoder.blocks:
         # A block is used three times in a forward pass: gathered once, it stays until the backward pass.

@@ -30,7 +30,7 @@ from qwen_vla_core.training.lora import apply_lora, has_lora, merged
 from qwen_vla_core.training.optim import freeze
 from qwen_vla_core.training.parallel import (
     checkpoint_activations,
-    compile_decoder,
+    compile_blocks,
     parallelise,
     prepare_cuda,
 )
@@ -199,11 +199,11 @@ class PolicyTask:
         freeze(stage.policy, vars(recipe.optim.rates))
         self._flops = FlopModel.of(stage.policy)
         self._draws = recipe.loss.draws
-        prepare_cuda(stage.policy, ranks, recipe.scale.precision, recipe.scale.compile)
+        prepare_cuda(stage.policy, ranks, recipe.scale.precision)
         if recipe.scale.compile:
-            compile_decoder(stage.policy)
+            compile_blocks(stage.policy)
         if recipe.scale.recompute:
-            checkpoint_activations(stage.policy)
+            checkpoint_activations(stage.policy, recipe.scale.recompute)
         self.module: nn.Module = parallelise(stage.policy, recipe.scale.parallel, ranks, recipe.scale.precision)
         self.learner: nn.Module = stage.policy
         self.weights = {"action": recipe.loss.action, "navigation": recipe.loss.navigation, "text": recipe.loss.text}

@@ -130,10 +130,13 @@ class ScaleSpec:
         default=True,
         metadata=doc("One padded pass over all robots; false: a pass per robot, without padding; not for fsdp2."),
     )
-    recompute: bool = field(default=False, metadata=doc("Activation checkpointing."))
+    recompute: float = field(
+        default=0.0,
+        metadata=doc("Activation checkpointing: share of the layers, 0 none, 1 all.", minimum=0, maximum=1),
+    )
     compile: bool = field(
         default=False,
-        metadata=doc("torch.compile of the decoder, on CUDA also of linear layers; a CPU needs a compiler."),
+        metadata=doc("torch.compile of every repeated layer; a CPU needs a C++ compiler."),
     )
     threads: int = field(default=1, metadata=doc("Torch threads per rank on a CPU.", minimum=1))
 

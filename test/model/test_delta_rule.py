@@ -1,70 +1,119 @@
-"""The delta rule by matrix products is transformers' own, forward and backward."""
+"""The kernels of the gated delta rule are transformers' own function, forward and backward.
+
+Without a GPU they run in Triton's interpreter, in float32.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from transformers.models.qwen3_5 import modeling_qwen3_5 as modeling
 
-from qwen_vla_core.model.delta_rule import (
-    UnitLowerInverse,
-    causal_convolution,
-    chunk_gated_delta_rule,
-    use_matrix_products,
-)
+from qwen_vla_core.model.delta_rule import causal_convolution, use_kernels
+
+pytest.importorskip("triton", reason="Triton has no build for this platform")
+
+from qwen_vla_core.model.delta_op import fits, gated_delta
+
+own = modeling.torch_chunk_gated_delta_rule
+own = getattr(own, "with_state", own)
 
 
-@pytest.mark.parametrize("alike", [False, True])
-def test_the_inverse_is_exact_also_where_keys_are_alike(alike: bool) -> None:
-    lower = torch.ones(2, 64, 64) if alike else torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
-    lower = lower.tril(-1).double().requires_grad_()
-    inverse = UnitLowerInverse.apply(lower)
-    torch.testing.assert_close(inverse @ (lower + torch.eye(64)), torch.eye(64).double().expand(2, -1, -1))
-    single = UnitLowerInverse.apply(lower.float())
-    assert (single - inverse).norm() / inverse.norm() < 1e-4
+def given(length: int, decay: float = 1.0, alike: bool = False) -> dict[str, torch.Tensor]:
+    """Two rows of two key heads and four value heads; queries, keys and values are parts of one tensor."""
+    generator = torch.Generator().manual_seed(length)
+    mixed = torch.randn(2, 1 if alike else length, 2 * 2 * 16 + 4 * 32, generator=generator)
+    return {
+        "mixed": mixed.expand(2, length, -1).contiguous(),
+        "g": -decay * torch.rand(2, length, 4, generator=generator),
+        "beta": torch.rand(2, length, 4, generator=generator),
+    }
 
 
-def test_the_gradient_of_the_inverse() -> None:
-    lower = (torch.rand(1, 8, 8, dtype=torch.double, generator=torch.Generator().manual_seed(1)) - 0.5).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: UnitLowerInverse.apply(x.tril(-1)), lower)
+def parts(mixed: torch.Tensor) -> dict[str, torch.Tensor]:
+    query, key, value = mixed.split((32, 32, 128), -1)
+    return {
+        "query": query.unflatten(-1, (2, 16)),
+        "key": key.unflatten(-1, (2, 16)),
+        "value": value.unflatten(-1, (4, 32)),
+    }
+
+
+def one_by_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, g: torch.Tensor, beta: torch.Tensor) -> Any:
+    """The recurrence as it is written down, token after token."""
+    query, key = (x * ((x * x).sum(-1, keepdim=True) + 1e-6).rsqrt() for x in (query, key))
+    query, key = (x.repeat_interleave(2, 2) for x in (query * 16**-0.5, key))
+    state = torch.zeros(2, 4, 16, 32, dtype=value.dtype)
+    answers = []
+    for token in range(value.shape[1]):
+        state = state * g[:, token].exp()[..., None, None]
+        told = (state * key[:, token][..., None]).sum(-2)
+        correction = (value[:, token] - told) * beta[:, token][..., None]
+        state = state + key[:, token][..., None] * correction[..., None, :]
+        answers.append((state * query[:, token][..., None]).sum(-2))
+    return torch.stack(answers, 1)
+
+
+def learn(rule: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    inputs = {name: value.clone().requires_grad_() for name, value in inputs.items()}
+    out = rule(**parts(inputs["mixed"]), g=inputs["g"], beta=inputs["beta"])
+    (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)).sum().backward()
+    gradients = {name: value.grad for name, value in inputs.items() if value.grad is not None}
+    return {"out": out.detach(), **gradients}
 
 
 @pytest.mark.parametrize("length", [5, 64, 150])
 def test_outputs_and_gradients_are_those_of_transformers(length: int) -> None:
-    generator = torch.Generator().manual_seed(length)
-    own = modeling.torch_chunk_gated_delta_rule
-    shapes = {"query": (2, length, 2, 8), "key": (2, length, 2, 8), "value": (2, length, 4, 6)}
-    given = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    given["g"] = -torch.rand(2, length, 4, generator=generator)
-    given["beta"] = torch.rand(2, length, 4, generator=generator)
-    found = []
-    for rule in (own, chunk_gated_delta_rule):
-        inputs = {name: value.clone().requires_grad_() for name, value in given.items()}
-        out, _ = rule(**inputs, use_qk_l2norm_in_kernel=True)
-        (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
-        found.append((out.detach(), {name: value.grad for name, value in inputs.items()}))
-    torch.testing.assert_close(found[1][0], found[0][0], atol=1e-5, rtol=1e-4)
-    for name, gradient in found[0][1].items():
-        torch.testing.assert_close(found[1][1][name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+    inputs = given(length)
+    expected = learn(lambda **x: own(**x, use_qk_l2norm_in_kernel=True)[0], inputs)
+    found = learn(gated_delta, inputs)
+    assert found.keys() == expected.keys() == {"out", "mixed", "g", "beta"}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(("decay", "alike"), [(0.01, False), (20.0, False), (0.01, True)])
+def test_they_hold_where_it_is_hard(decay: float, alike: bool) -> None:
+    """States that hardly fade or are gone at once, and tokens that all have one key."""
+    inputs = given(70, decay, alike)
+    exact = learn(one_by_one, {name: value.double() for name, value in inputs.items()})
+    for name, value in learn(gated_delta, inputs).items():
+        assert (value - exact[name]).norm() / exact[name].norm() < 5e-5, name
+
+
+def test_torch_knows_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = given(9)
+    arguments = (*parts(inputs["mixed"]).values(), inputs["g"], inputs["beta"])
+    torch.library.opcheck(gated_delta, tuple(x.detach().requires_grad_() for x in arguments))
 
 
 @pytest.mark.parametrize("length", [2, 9])
 def test_the_convolution_is_that_of_transformers(length: int) -> None:
     x, weight, bias = torch.randn(2, 6, length), torch.randn(6, 4), torch.randn(6)
-    for given in (None, bias):
-        expected = modeling.causal_conv1d_fn(x, weight, given, activation="silu")
-        torch.testing.assert_close(causal_convolution(x, weight, given, activation="silu"), expected)
+    for offset in (None, bias):
+        expected = modeling.causal_conv1d_fn(x, weight, offset, activation="silu")
+        torch.testing.assert_close(causal_convolution(x, weight, offset, activation="silu"), expected)
 
 
-def test_it_is_used_where_no_state_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = modeling.torch_chunk_gated_delta_rule
+def test_it_is_used_where_it_fits_and_no_state_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modeling, "torch_chunk_gated_delta_rule", own)  # both are put back afterwards
     monkeypatch.setattr(modeling, "causal_conv1d_fn", modeling.causal_conv1d_fn)
-    use_matrix_products()
-    use_matrix_products()  # again: nothing more
-    x = torch.randn(1, 3, 1, 4)
-    arguments = {"query": x, "key": x, "value": x, "g": -torch.rand(1, 3, 1), "beta": torch.rand(1, 3, 1)}
-    out, state = modeling.torch_chunk_gated_delta_rule(**arguments)
-    expected, kept = modeling.torch_chunk_gated_delta_rule(**arguments, output_final_state=True)
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
-    assert state is None and kept is not None
+    use_kernels()
+    use_kernels()  # again: nothing more
+    called = []
+    monkeypatch.setattr(
+        "qwen_vla_core.model.delta_op._Call.scan", lambda *_, **__: called.append(1) or (torch.ones(1),)
+    )
+    inputs = given(3)
+    arguments = {**parts(inputs["mixed"]), "g": inputs["g"], "beta": inputs["beta"], "use_qk_l2norm_in_kernel": True}
+    with torch.no_grad():
+        _, state = modeling.torch_chunk_gated_delta_rule(**arguments)
+        assert called == [1] and state is None
+        _, kept = modeling.torch_chunk_gated_delta_rule(**arguments, output_final_state=True)
+        modeling.torch_chunk_gated_delta_rule(**{**arguments, "use_qk_l2norm_in_kernel": False})
+        narrow = {name: arguments[name][..., :6] for name in ("query", "key", "value")}
+        assert not fits(**narrow)
+        modeling.torch_chunk_gated_delta_rule(**{**arguments, **narrow})
+    assert called == [1] and kept is not None

@@ -171,16 +171,24 @@ def test_compiling_needs_a_compiler_and_changes_nothing(monkeypatch: pytest.Monk
         inductor.patch({"cpp.cxx": ("no-such-compiler",)}),
         pytest.raises(UserError, match=r"^scale.compile: torch.compile does not work on cpu here .*scale.compile"),
     ):
-        parallel.compile_decoder(policy)
+        parallel.compile_blocks(policy)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     block = policy.decoder.blocks[0]
     condition = torch.randn(2, 1, policy.config.decoder.width)
+    layer: Any = policy.backbone.model.model.language_model.layers[0]
+    x = torch.randn(2, 5, layer.hidden_size)
+    angles = torch.zeros(2, 5, policy.backbone.config.get_text_config().head_dim)
+
+    def read() -> torch.Tensor:
+        return torch.as_tensor(layer(x, position_embeddings=(angles.cos(), angles), attention_mask=None))
+
     with torch.no_grad():
-        expected = block.times(condition)
-        parallel.compile_decoder(policy)
+        expected, answer = block.times(condition), read()
+        parallel.compile_blocks(policy)
         for mine, theirs in zip(block.times(condition), expected, strict=True):
             torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(read(), answer)
     assert (
-        torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2 and not torch._dynamo.utils.counters["graph_break"]
+        torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3 and not torch._dynamo.utils.counters["graph_break"]
     )
