@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One training step of a preset with random weights: seconds, memory, tokens per second, model FLOPs utilisation.
 
-    python benchmarks/training.py --preset paper --batch 32 [--recompute 0.5] [--compile] [--fsdp] [--json FILE]
+    python benchmarks/training.py --preset paper --batch 32 --recompute vision=1 --compile [--fsdp] [--json FILE]
     python benchmarks/training.py --preset small --device cpu --batch 2 --steps 1
 
 Protocol: rows of ``--views`` pictures of 224² and ``--prompt`` text tokens, no padding, ``--draws`` noise draws of
@@ -18,6 +18,8 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,12 @@ from qwen_vla_core.model.presets import preset_network
 from qwen_vla_core.model.processor import ImageConfig, Processor
 from qwen_vla_core.model.tokenizer import train_tokenizer
 from qwen_vla_core.training.distributed import Ranks, clip_gradients, start, stop
+from qwen_vla_core.training.feed import on_device
 from qwen_vla_core.training.flops import FlopModel, work_of
 from qwen_vla_core.training.optim import build_optimizer, freeze, parameter_groups
 from qwen_vla_core.training.parallel import autocast, checkpoint_activations, compile_blocks, parallelise, prepare_cuda
 from qwen_vla_core.training.peak import peak_of, utilisation
-from qwen_vla_core.training.stage_recipe import OptimSpec, Rates
+from qwen_vla_core.training.stage_recipe import ALL_TWICE, OptimSpec, Rates, Recompute
 
 HORIZON = 16
 SIDE = 224
@@ -97,7 +100,7 @@ def batch_of(policy: QwenVLA, rows: int, views: int, prompt: int, draws: int) ->
     }
     if policy.config.state_mode == "dit_token":
         batch["state"] = torch.zeros(rows, policy.config.decoder.state_channels)
-    return {key: value.to(device) for key, value in batch.items()}
+    return on_device(batch, device)
 
 
 def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
@@ -113,8 +116,7 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     prepare_cuda(policy, ranks, "bf16")
     if options.compile:
         compile_blocks(policy)
-    if options.recompute:
-        checkpoint_activations(policy, options.recompute)
+    checkpoint_activations(policy, options.recompute)
     module = parallelise(policy, "fsdp2" if options.fsdp else "ddp", ranks)
     spec = OptimSpec(rates=Rates(vision=1e-5, language=1e-5, decoder=1e-4), warmup_steps=0)
     optimizer = build_optimizer(parameter_groups(policy.named_parameters(), spec), spec)
@@ -124,31 +126,27 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
         with torch.no_grad(), autocast(ranks, "bf16"):
             given["hidden"] = policy._encode(inputs)
     cuda = ranks.device.type == "cuda"
-    seconds, losses = [], []
+    losses = []
 
-    def step() -> float:
+    def step() -> torch.Tensor:
         with autocast(ranks, "bf16"):
             loss = module(inputs, **given)["action"] / options.batch
         loss.backward()
         clip_gradients(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
+        return loss.detach()
 
+    marks = [_mark(cuda)]
     for index in range(options.steps + 2):
         if index == 2 and cuda:
             torch.cuda.reset_peak_memory_stats()
-        _wait(cuda)
-        start_s = time.perf_counter()
         losses.append(step())
-        _wait(cuda)
-        seconds.append(time.perf_counter() - start_s)
-    if options.profile:
-        with torch.profiler.profile() as profiler:
-            step()
-            _wait(cuda)
-        key = "self_cuda_time_total" if cuda else "self_cpu_time_total"
-        print(profiler.key_averages().table(sort_by=key, row_limit=options.profile, max_name_column_width=60))
+        marks.append(_mark(cuda))
+    seconds = _between(marks, cuda)
+    memory = round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None
+    if options.profile or options.trace:
+        _profile(step, options, cuda)
     median = statistics.median(seconds[2:])
     peak = peak_of(ranks.device)
     used = utilisation(flops, median, peak)
@@ -159,7 +157,7 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
         "views": options.views,
         "tokens_per_row": int(batch["input_ids"].shape[1]),
         "draws": options.draws,
-        "recompute": options.recompute,
+        "recompute": vars(options.recompute),
         "compile": options.compile,
         "fsdp2": options.fsdp,
         "ranks": ranks.world,
@@ -175,15 +173,46 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
         "samples_per_s": round(options.batch / median, 2),
         "peak": None if peak is None else {"tflops": peak.flops / 1e12, "source": peak.source},
         "mfu": None if used is None else round(used, 4),
-        "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
-        "losses": [round(value, 5) for value in losses],
+        "memory_gib": memory,
+        "losses": [round(float(value), 5) for value in losses],
         "total_s": round(time.perf_counter() - began, 1),
     }
 
 
-def _wait(cuda: bool) -> None:
-    if cuda:
-        torch.cuda.synchronize()
+def _mark(cuda: bool) -> Any:
+    """The end of a step, without waiting for it on a GPU: as in training, Python is ahead of the device."""
+    if not cuda:
+        return time.perf_counter()
+    mark = torch.cuda.Event(enable_timing=True)
+    mark.record()
+    return mark
+
+
+def _between(marks: list[Any], cuda: bool) -> list[float]:
+    if not cuda:
+        return [after - before for before, after in pairwise(marks)]
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) / 1000.0 for before, after in pairwise(marks)]
+
+
+def _profile(step: Callable[[], object], options: argparse.Namespace, cuda: bool) -> None:
+    """Two steps: the dearest operations, and where the device waits."""
+    with torch.profiler.profile() as profiler:
+        for _ in range(2):
+            step()
+        if cuda:
+            torch.cuda.synchronize()
+    if options.trace:
+        profiler.export_chrome_trace(str(options.trace))
+    if options.profile:
+        key = "self_cuda_time_total" if cuda else "self_cpu_time_total"
+        print(profiler.key_averages().table(sort_by=key, row_limit=options.profile, max_name_column_width=60))
+
+
+def _shares(text: str) -> Recompute:
+    if text == "all":
+        return ALL_TWICE
+    return Recompute(**{part: float(share) for part, _, share in (item.partition("=") for item in text.split(","))})
 
 
 def main() -> int:
@@ -196,12 +225,16 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=4, help="noise draws per observation")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two that do not count")
     parser.add_argument(
-        "--recompute", type=float, default=0.0, metavar="SHARE", help="activation checkpointing: share of the layers"
-    )
+        "--recompute", type=_shares, default=Recompute(), metavar="vision=1,language=0.5",
+        help="activation checkpointing: share of each part's layers; all: of every layer",
+    )  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="repeated layers through torch.compile")
     parser.add_argument("--fsdp", action="store_true", help="FSDP2 (under torchrun)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--profile", type=int, default=0, metavar="N", help="print the N dearest operations of a step")
+    parser.add_argument(
+        "--profile", type=int, default=0, metavar="N", help="print the N dearest operations of 2 steps"
+    )
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="two steps for chrome://tracing, .json.gz")
     parser.add_argument("--json", type=Path, help="append the result to this file, one JSON per line")
     options = parser.parse_args()
     ranks = start(options.device)

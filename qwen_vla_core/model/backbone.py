@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +22,15 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
+try:
+    from transformers import vision_utils
+except ImportError:  # of versions that lay pictures out in the classes themselves
+    vision_utils = None
+
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.model.attention import choose_backend, use_image_attention
+
+LAYOUTS = 16  # of pictures in a batch, kept
 
 # model_type in the configuration → class name in transformers
 BACKBONES: dict[str, str] = {
@@ -72,6 +81,7 @@ class Backbone(nn.Module):
         """Wraps a built model; see ``from_config`` and ``from_pretrained``."""
         super().__init__()
         self.model: Any = model
+        self._layouts: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
         use_image_attention(model)
 
     @classmethod
@@ -218,6 +228,9 @@ class Backbone(nn.Module):
     ) -> Encoded:
         """One forward pass without the language head.
 
+        What says how the rows are laid out (all but ``pixel_values``) may stay on the CPU, where it is read: on a GPU
+        every look at it waits for all work that was queued before.
+
         Args:
             input_ids: (B, L) long.
             mm_token_type_ids: (B, L) long, 1 at image tokens, else 0.
@@ -225,18 +238,70 @@ class Backbone(nn.Module):
             image_grid_thw: (images, 3) long or None.
             attention_mask: (B, L) bool, right-padded; a mask without padding is dropped to keep the fast kernels.
         """
+        device = self.model.device
         mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
-        positions = self.positions(input_ids, mm_token_type_ids, image_grid_thw, mask)
+        positions = self.positions(input_ids, mm_token_type_ids, image_grid_thw, mask).to(device)
+        mask = None if mask is None else mask.to(device)
         with _quiet_transformers():
             output = self.model.model(
-                input_ids=input_ids,
+                input_ids=input_ids.to(device),
                 attention_mask=None if mask is None else mask.long(),
                 position_ids=positions,
-                pixel_values=pixel_values,
-                image_grid_thw=image_grid_thw,
                 use_cache=False,
+                **self._seen(pixel_values, image_grid_thw, device),
             )
         return Encoded(output.last_hidden_state, positions, mask)
+
+    def _seen(
+        self, pixel_values: torch.Tensor | None, image_grid_thw: torch.Tensor | None, device: torch.device
+    ) -> dict[str, Any]:
+        """The arguments of the class's forward pass that stand for the pictures."""
+        if pixel_values is None or image_grid_thw is None:
+            return {}
+        grids = image_grid_thw.cpu()
+        layout = self._layout(grids, device)
+        if layout is None:
+            return {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw.to(device)}
+        features = self.model.model.get_image_features(pixel_values, grids, return_dict=True, **layout)
+        return {"mm_encoder_outputs": {"image": features}}
+
+    def _layout(self, grids: torch.Tensor, device: torch.device) -> dict[str, Any] | None:
+        """What the vision tower derives from the sizes of its pictures, picture by picture; kept, as sizes recur.
+
+        None where the class or the installed transformers takes no such thing.
+        """
+        visual: Any = self.visual
+        if not self._takes_layouts or not hasattr(visual, "interpolation_mode"):
+            return None
+        key = (str(device), grids.numpy().tobytes())
+        if key not in self._layouts:
+            indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+                grids,
+                num_grid_per_side=visual.num_grid_per_side,
+                mode=visual.interpolation_mode,
+                align_corners=visual.interpolation_align_corners,
+                spatial_merge_size=visual.spatial_merge_size,
+            )
+            tensors = {
+                "image_position_ids": vision_utils.get_vision_position_ids(grids, visual.spatial_merge_size),
+                "image_interp_indices": indices,
+                "image_interp_weights": weights,
+                "image_cu_seqlens": vision_utils.get_vision_cu_seqlens(grids),
+            }
+            longest = int((grids[:, 1] * grids[:, 2]).max())
+            self._layouts[key] = {
+                **{name: tensor.to(device) for name, tensor in tensors.items()}, "image_max_seqlen": longest
+            }  # fmt: skip
+        self._layouts.move_to_end(key)
+        while len(self._layouts) > LAYOUTS:
+            self._layouts.popitem(last=False)
+        return self._layouts[key]
+
+    @functools.cached_property
+    def _takes_layouts(self) -> bool:
+        return (
+            vision_utils is not None and "mm_encoder_outputs" in inspect.signature(self.model.model.forward).parameters
+        )
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, D) last hidden states → (…, vocabulary) next-token logits."""

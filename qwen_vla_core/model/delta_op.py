@@ -1,4 +1,4 @@
-"""``gated_delta``: ``delta_kernels.py`` as one differentiable operator that torch.compile leaves whole."""
+"""``delta_kernels.py`` as two differentiable operators that torch.compile leaves whole."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import triton
 from qwen_vla_core.model import delta_kernels
 
 CHUNK = 64  # tokens that are one triangular system
+TOKENS, CHANNELS = 16, 64  # of a block of the convolution
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,65 @@ def _back(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 gated_delta.register_autograd(_back, setup_context=_keep)
+
+
+@torch.library.custom_op("qwen_vla::causal_convolution", mutates_args=())
+def causal_convolution(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """silu of a depthwise convolution over tokens that looks back only.
+
+    Args:
+        x: (B, L, C).
+        weight: (C, taps), the last one for the token itself.
+
+    Returns:
+        (B, L, C) in the dtype of ``x``.
+    """
+    x, weight = x if x.stride(2) == 1 else x.contiguous(), weight.contiguous()
+    batch, length, channels = x.shape
+    out = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
+    delta_kernels.convolve[_blocks(x)](
+        x, weight, out, length, channels, *x.stride()[:2], TAPS=weight.shape[1], T=TOKENS, N=CHANNELS, num_warps=4
+    )
+    return out
+
+
+@causal_convolution.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("qwen_vla::causal_convolution_backward", mutates_args=())
+def causal_convolution_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of ``causal_convolution``'s two inputs."""
+    x = x if x.stride(2) == 1 else x.contiguous()
+    kind, weight = weight.dtype, weight.contiguous()
+    batch, length, channels = x.shape
+    grad_x = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
+    blocks = _blocks(x)
+    parts = torch.empty((blocks[0] * batch, *weight.shape), dtype=torch.float32, device=x.device)
+    delta_kernels.convolve_back[blocks](
+        x, weight, grad.contiguous(), grad_x, parts, length, channels, *x.stride()[:2], TAPS=weight.shape[1], T=TOKENS,
+        N=CHANNELS, num_warps=4,
+    )  # fmt: skip
+    return grad_x, parts.sum(0).to(kind)
+
+
+@causal_convolution_backward.register_fake
+def _(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _blocks(x: torch.Tensor) -> tuple[int, int, int]:
+    return triton.cdiv(x.shape[1], TOKENS), triton.cdiv(x.shape[2], CHANNELS), x.shape[0]
+
+
+def _convolve_back(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return causal_convolution_backward(grad, *ctx.saved_tensors)
+
+
+causal_convolution.register_autograd(_convolve_back, setup_context=_keep)
 
 
 def tune(**changes: int) -> None:

@@ -14,6 +14,7 @@ from qwen_vla_core.training.flops import FlopModel, Work
 from qwen_vla_core.training.memory import Memory, estimate_memory
 from qwen_vla_core.training.optim import PARTS, part_of
 from qwen_vla_core.training.peak import Peak, utilisation
+from qwen_vla_core.training.stage_recipe import NOTHING_TWICE, Recompute
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def describe(
     mixture: MixtureRecipe,
     works: Sequence[Work] = (),
     precision: str = "bf16",
-    recompute: float = 0.0,
+    recompute: Recompute = NOTHING_TWICE,
     average: bool = True,
     ranks: int = 1,
     sharded: bool = False,
@@ -153,7 +154,7 @@ def describe(
         mixture: its data recipe.
         works: micro-batches of one step of one rank, from ``flops.work_of``.
         precision: ``bf16`` or ``fp32``.
-        recompute: share of the layers with activation checkpointing.
+        recompute: shares of the layers with activation checkpointing.
         average: whether averaged weights are kept.
         ranks: how many there will be.
         sharded: FSDP2.

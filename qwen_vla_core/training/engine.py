@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.training.distributed import Ranks, all_sum, clip_gradients
-from qwen_vla_core.training.feed import StepBatch, forward_arguments
+from qwen_vla_core.training.feed import StepBatch, forward_arguments, on_device
 from qwen_vla_core.training.flops import Work
 from qwen_vla_core.training.optim import build_optimizer, parameter_groups, scale_at, set_rates
 from qwen_vla_core.training.parallel import accumulating, autocast
@@ -139,7 +139,7 @@ def gradients(task: Task, batch: StepBatch, recipe: StageRecipe, ranks: Ranks) -
     counts = all_sum({key: float(sum(count.get(key, 0) for count in counted)) for key in task.weights})
     sums = dict.fromkeys(task.weights, 0.0)
     for number, part in enumerate(batch.parts):
-        inputs, options = forward_arguments({key: value.to(ranks.device) for key, value in part.items()})
+        inputs, options = forward_arguments(on_device(part, ranks.device))
         with accumulating(task.module, number == len(batch.parts) - 1):
             with autocast(ranks, recipe.scale.precision):
                 losses = task.module(inputs, **options)

@@ -43,12 +43,12 @@ class _Remembering(nn.Module):
     @torch.no_grad()
     def read(self, batch: dict[str, torch.Tensor]) -> Encoded:
         """What the backbone would say to the batch; only new prompts are put to it."""
-        ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+        policy, ids, mask = self._policy[0], batch["input_ids"], batch["attention_mask"].bool()
+        device = policy.device
         keys = [tuple(row[real].tolist()) for row, real in zip(ids, mask, strict=True)]
         new = {key: index for index, key in enumerate(keys) if key not in self._known}
         if new:
             rows = torch.tensor(list(new.values()), device=ids.device)
-            policy = self._policy[0]
             was_training = policy.backbone.training
             policy.backbone.eval()
             text = {key: batch[key][rows] for key in ("input_ids", "mm_token_type_ids", "attention_mask")}
@@ -57,11 +57,11 @@ class _Remembering(nn.Module):
             for key, row in zip(new, hidden, strict=True):
                 self._known[key] = row[: len(key)].float().cpu()
         width = next(iter(self._known.values())).shape[-1]
-        hidden = torch.zeros(*ids.shape, width, device=ids.device)
+        hidden = torch.zeros(*ids.shape, width, device=device)
         for index, key in enumerate(keys):
             self._known.move_to_end(key)
-            hidden[index, : len(key)] = self._known[key].to(ids.device)
+            hidden[index, : len(key)] = self._known[key].to(device)
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         positions = (mask.long().cumsum(1) - 1).clamp(min=0).expand(3, -1, -1)
-        return Encoded(hidden, positions, None if bool(mask.all()) else mask)
+        return Encoded(hidden, positions.to(device), None if bool(mask.all()) else mask.to(device))

@@ -9,7 +9,8 @@ of weights), and from those the whole:
     kept        = weights + gradients + moments + average                            [each divided by ranks if sharded]
     ends        = answers · vocabulary · 12 + patches · width · 36 + tokens · width · 20 + context · width · 16
     activations = Σ layers (copies + per_token · tokens) + prefixes + ends
-    recomputed  = Σ layers inputs + prefixes + max(Σ copies, 2 · largest layer) + ends     [activation checkpointing]
+    recomputed  = Σ layers inputs + prefixes + max(Σ copies, 2 · largest layer) + ends      [activation checkpointing;
+                  of a share of a part's layers: that share of both sums]
     peak        = kept + max(activations, trained numbers of AdamW's temporary)
 
 ``ends`` is what lies between the stacks of layers (embeddings, mergers, projections, the head), in bytes counted from
@@ -33,6 +34,7 @@ from torch import nn
 
 from qwen_vla_core.model.policy import QwenVLA
 from qwen_vla_core.training.flops import Work
+from qwen_vla_core.training.stage_recipe import NOTHING_TWICE, Recompute
 
 # Bytes per number of the ends. Logits: in float32, their log-softmax, their gradient. Vision: four neighbours in the
 # table of positions and their sum, the embedding, the merger. Text: embedding, pictures put in, final norm.
@@ -99,7 +101,7 @@ def estimate_memory(
     policy: QwenVLA,
     parts: Sequence[Work],
     precision: str = "bf16",
-    recompute: float = 0.0,
+    recompute: Recompute = NOTHING_TWICE,
     average: bool = True,
     ranks: int = 1,
     sharded: bool = False,
@@ -111,7 +113,7 @@ def estimate_memory(
             meta device: its layers are run where they are, those on the meta device as copies on the CPU.
         parts: micro-batches of one rank, from ``flops.work_of``; the largest counts.
         precision: ``bf16`` for autocast, ``fp32``.
-        recompute: share of the layers with activation checkpointing.
+        recompute: shares of the layers with activation checkpointing.
         average: whether averaged weights are kept.
         ranks: their number.
         sharded: whether what is kept between steps is divided among them (FSDP2).
@@ -130,17 +132,20 @@ def estimate_memory(
     )
 
 
-def _activations(policy: QwenVLA, work: Work, half: bool, recompute: float) -> float:
-    kinds = [*_backbone_layers(policy, work, half), *_decoder_layers(policy, work, half)]
+def _activations(policy: QwenVLA, work: Work, half: bool, recompute: Recompute) -> float:
+    parts = (
+        (_vision_layers(policy, work, half), recompute.vision),
+        (_text_layers(policy, work, half), recompute.language),
+        (_decoder_layers(policy, work, half), recompute.decoder),
+    )
+    kinds = [(kind, share) for part, share in parts for kind in part]
     if not kinds:
         return 0.0
-    rest = _ends(policy, work) + _prefixes(policy, work, half)
-    kept = (1.0 - recompute) * sum(kind.layers * kind.one for kind in kinds)
-    if not recompute:
-        return kept + rest
-    inputs = sum(kind.layers * kind.input_per_token * kind.tokens for kind in kinds)
-    copies = sum(kind.layers * kind.per_layer for kind in kinds)
-    return kept + recompute * inputs + max(recompute * copies, 2 * max(kind.one for kind in kinds)) + rest
+    kept = sum((1.0 - share) * kind.layers * kind.one for kind, share in kinds)
+    inputs = sum(share * kind.layers * kind.input_per_token * kind.tokens for kind, share in kinds)
+    copies = sum(share * kind.layers * kind.per_layer for kind, share in kinds)
+    again = 2 * max((kind.one for kind, share in kinds if share), default=0.0)
+    return kept + inputs + max(copies, again) + _ends(policy, work) + _prefixes(policy, work, half)
 
 
 def _ends(policy: QwenVLA, work: Work) -> float:
@@ -168,35 +173,37 @@ def _prefixes(policy: QwenVLA, work: Work, half: bool) -> float:
     return numbers * work.draws * (2.0 if half else 4.0)
 
 
-def _backbone_layers(policy: QwenVLA, work: Work, half: bool) -> list[Kept]:
+def _vision_layers(policy: QwenVLA, work: Work, half: bool) -> list[Kept]:
     visual: Any = policy.backbone.visual
-    text: Any = policy.backbone.model.model.language_model
-    sees, reads = _trains(policy)
     patches = sum(work.frames)
+    if not (_trains(policy)[0] and patches):
+        return []
+    size = visual.config.hidden_size
+    head_dim = size // visual.config.num_heads
+
+    def see(block: nn.Module, count: int) -> Any:
+        x = _input(block, (count, size), True)
+        turns = torch.zeros(count, head_dim, device=x.device)
+        borders = torch.tensor([0, count], dtype=torch.int32, device=x.device)
+        return block(x, cu_seqlens=borders, position_embeddings=(turns, turns), max_seqlen=count)
+
+    return _kinds(visual.blocks, see, patches, 4.0 * size, half)
+
+
+def _text_layers(policy: QwenVLA, work: Work, half: bool) -> list[Kept]:
+    text: Any = policy.backbone.model.model.language_model
     tokens = len(work.rows) * max(work.rows, default=0)
-    found = []
-    if sees and patches:
-        size = visual.config.hidden_size
-        head_dim = size // visual.config.num_heads
+    if not (_trains(policy)[1] and tokens):
+        return []
+    size = text.config.hidden_size
+    rotary = _real(text.rotary_emb)
 
-        def see(block: nn.Module, count: int) -> Any:
-            x = _input(block, (count, size), True)
-            turns = torch.zeros(count, head_dim, device=x.device)
-            borders = torch.tensor([0, count], dtype=torch.int32, device=x.device)
-            return block(x, cu_seqlens=borders, position_embeddings=(turns, turns), max_seqlen=count)
+    def read(layer: nn.Module, count: int) -> Any:
+        x = _input(layer, (1, count, size), True)
+        positions = torch.arange(count, device=x.device).expand(3, 1, -1)
+        return layer(x, position_embeddings=rotary(x, positions), attention_mask=None)
 
-        found += _kinds(visual.blocks, see, patches, 4.0 * size, half)
-    if reads and tokens:
-        size = text.config.hidden_size
-        rotary = _real(text.rotary_emb)
-
-        def read(layer: nn.Module, count: int) -> Any:
-            x = _input(layer, (1, count, size), True)
-            positions = torch.arange(count, device=x.device).expand(3, 1, -1)
-            return layer(x, position_embeddings=rotary(x, positions), attention_mask=None)
-
-        found += _kinds(text.layers, read, tokens, 4.0 * size, half)
-    return found
+    return _kinds(text.layers, read, tokens, 4.0 * size, half)
 
 
 def _decoder_layers(policy: QwenVLA, work: Work, half: bool) -> list[Kept]:

@@ -30,6 +30,7 @@ from qwen_vla_core.errors import UserError
 from qwen_vla_core.model.delta_rule import use_kernels
 from qwen_vla_core.model.policy import QwenVLA
 from qwen_vla_core.training.distributed import Ranks
+from qwen_vla_core.training.stage_recipe import ALL_TWICE, NOTHING_TWICE, Recompute
 
 Kind = Literal["ddp", "fsdp2"]
 Precision = Literal["bf16", "fp32"]
@@ -79,12 +80,12 @@ class EveryPart(nn.Module):
         # With ``hidden`` given no rank runs its backbone.
         reads = options.get("hidden") is None
         if self.vision and reads and batch.get("pixel_values") is None:
-            pixels, grid = (part.to(batch["input_ids"].device) for part in self.picture)
+            pixels, grid = (part.to(self.policy.device) for part in self.picture)
             seen = tree_leaves(self.policy.backbone.visual(pixels, grid_thw=grid))
             nothing += [part.sum() for part in seen if torch.is_tensor(part) and part.is_floating_point()]
         idle = self.decoder and "actions" not in batch
         if idle:
-            still = torch.zeros(1, 1, self.policy.config.decoder.channels, device=batch["input_ids"].device)
+            still = torch.zeros(1, 1, self.policy.config.decoder.channels, device=self.policy.device)
             options = {"noise": still, "tau": still[..., 0], "hidden": options.get("hidden")}
             batch = self._with_idle_chunk(batch, still)
         sums = self.policy(batch, **options)
@@ -92,7 +93,7 @@ class EveryPart(nn.Module):
             nothing += [sums.pop(key) for key in ("action", "navigation") if key in sums]
         if self.head and reads and not self._has_answers(batch):
             width = self.policy.backbone.hidden_size
-            nothing.append(self.policy.backbone.logits(torch.zeros(1, width, device=batch["input_ids"].device)).sum())
+            nothing.append(self.policy.backbone.logits(torch.zeros(1, width, device=self.policy.device)).sum())
         if nothing:
             zero = torch.stack([part.float() for part in nothing]).sum() * 0.0
             key = next(iter(sums), "text")
@@ -174,7 +175,7 @@ def accumulating(module: nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
-def checkpoint_activations(policy: QwenVLA, share: float = 1.0) -> None:
+def checkpoint_activations(policy: QwenVLA, recompute: Recompute = ALL_TWICE) -> None:
     """Keeps only the inputs of layers and computes the rest again in the backward pass: less memory, a third more time.
 
     The backbone's text layers and vision blocks use transformers' own checkpointing (in training mode only), the
@@ -182,17 +183,19 @@ def checkpoint_activations(policy: QwenVLA, share: float = 1.0) -> None:
 
     Args:
         policy: before it is spread over ranks.
-        share: of the layers of each kind, evenly spaced; what fits in memory need not be computed twice.
+        recompute: shares of each part's layers, evenly spaced.
     """
+    if recompute == NOTHING_TWICE:
+        return
     model = policy.backbone.model
     # Later versions of transformers renamed it.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-    for layers in _backbone_layers(policy):
+    for layers, share in zip(_backbone_layers(policy), (recompute.vision, recompute.language), strict=True):
         for number, layer in enumerate(layers):
             layer.gradient_checkpointing = _chosen(number, share)
     for number, block in enumerate(policy.decoder.blocks):
-        if _chosen(number, share):
+        if _chosen(number, recompute.decoder):
             for name in ("forward", "context_step"):
                 setattr(block, name, _recomputed(getattr(block, name)))
 
@@ -203,7 +206,7 @@ def _chosen(number: int, share: float) -> bool:
 
 
 def _backbone_layers(policy: QwenVLA) -> list[list[Any]]:
-    """Text layers, and vision blocks."""
+    """Vision blocks, and text layers."""
     roots: tuple[Any, ...] = (policy.backbone.visual, policy.backbone.model.model.language_model)
     return [[part for part in root.modules() if isinstance(part, GradientCheckpointingLayer)] for root in roots]
 

@@ -202,8 +202,7 @@ class PolicyTask:
         prepare_cuda(stage.policy, ranks, recipe.scale.precision)
         if recipe.scale.compile:
             compile_blocks(stage.policy)
-        if recipe.scale.recompute:
-            checkpoint_activations(stage.policy, recipe.scale.recompute)
+        checkpoint_activations(stage.policy, recipe.scale.recompute)
         self.module: nn.Module = parallelise(stage.policy, recipe.scale.parallel, ranks, recipe.scale.precision)
         self.learner: nn.Module = stage.policy
         self.weights = {"action": recipe.loss.action, "navigation": recipe.loss.navigation, "text": recipe.loss.text}

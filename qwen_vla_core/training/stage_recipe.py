@@ -121,6 +121,21 @@ class LoaderSpec:
 
 
 @dataclass(frozen=True)
+class Recompute:
+    """Share of the layers of each part whose activations are computed again in the backward pass: 0 none, 1 all.
+
+    What fits in memory need not be computed twice. Vision blocks give most memory for the time.
+    """
+
+    vision: float = field(default=0.0, metadata=doc("Vision blocks.", minimum=0.0, maximum=1.0))
+    language: float = field(default=0.0, metadata=doc("Text layers.", minimum=0.0, maximum=1.0))
+    decoder: float = field(default=0.0, metadata=doc("Blocks of the action decoder.", minimum=0.0, maximum=1.0))
+
+
+NOTHING_TWICE, ALL_TWICE = Recompute(), Recompute(1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
 class ScaleSpec:
     """How the work is spread."""
 
@@ -130,10 +145,7 @@ class ScaleSpec:
         default=True,
         metadata=doc("One padded pass over all robots; false: a pass per robot, without padding; not for fsdp2."),
     )
-    recompute: float = field(
-        default=0.0,
-        metadata=doc("Activation checkpointing: share of the layers, 0 none, 1 all.", minimum=0, maximum=1),
-    )
+    recompute: Recompute = field(default=Recompute(), metadata=doc("Activation checkpointing: less memory, more time."))
     compile: bool = field(
         default=False,
         metadata=doc("torch.compile of every repeated layer; a CPU needs a C++ compiler."),

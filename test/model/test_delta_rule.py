@@ -11,14 +11,16 @@ import pytest
 import torch
 from transformers.models.qwen3_5 import modeling_qwen3_5 as modeling
 
-from qwen_vla_core.model.delta_rule import causal_convolution, use_kernels
+from qwen_vla_core.model.delta_rule import use_kernels
 
 pytest.importorskip("triton", reason="Triton has no build for this platform")
 
-from qwen_vla_core.model.delta_op import fits, gated_delta
+from qwen_vla_core.model.delta_op import causal_convolution, fits, gated_delta
 
-own = modeling.torch_chunk_gated_delta_rule
-own = getattr(own, "with_state", own)
+own, own_convolution = (
+    getattr(function, "replaced", function)
+    for function in (modeling.torch_chunk_gated_delta_rule, modeling.causal_conv1d_fn)
+)
 
 
 def given(length: int, decay: float = 1.0, alike: bool = False) -> dict[str, torch.Tensor]:
@@ -89,17 +91,29 @@ def test_torch_knows_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.library.opcheck(gated_delta, tuple(x.detach().requires_grad_() for x in arguments))
 
 
-@pytest.mark.parametrize("length", [2, 9])
+@pytest.mark.parametrize("length", [2, 40])
 def test_the_convolution_is_that_of_transformers(length: int) -> None:
-    x, weight, bias = torch.randn(2, 6, length), torch.randn(6, 4), torch.randn(6)
-    for offset in (None, bias):
-        expected = modeling.causal_conv1d_fn(x, weight, offset, activation="silu")
-        torch.testing.assert_close(causal_convolution(x, weight, offset, activation="silu"), expected)
+    generator = torch.Generator().manual_seed(length)
+    whole = torch.randn(2, length, 150, generator=generator)
+    found = []
+    for ours in (False, True):
+        weight = torch.randn(130, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        x = whole.clone().requires_grad_()
+        part = x[..., 10:140]
+        if ours:
+            out = causal_convolution(part, weight)
+        else:
+            out = own_convolution(part.transpose(1, 2), weight, None, activation="silu").transpose(1, 2)
+        (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+        found.append((out.detach(), x.grad, weight.grad))
+    for mine, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+    torch.library.opcheck(causal_convolution, (whole.requires_grad_(), torch.randn(150, 4, requires_grad=True)))
 
 
 def test_it_is_used_where_it_fits_and_no_state_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modeling, "torch_chunk_gated_delta_rule", own)  # both are put back afterwards
-    monkeypatch.setattr(modeling, "causal_conv1d_fn", modeling.causal_conv1d_fn)
+    monkeypatch.setattr(modeling, "causal_conv1d_fn", own_convolution)
     use_kernels()
     use_kernels()  # again: nothing more
     called = []
@@ -117,3 +131,8 @@ def test_it_is_used_where_it_fits_and_no_state_is_kept(monkeypatch: pytest.Monke
         assert not fits(**narrow)
         modeling.torch_chunk_gated_delta_rule(**{**arguments, **narrow})
     assert called == [1] and kept is not None
+    x, weight, bias = torch.randn(1, 6, 5), torch.randn(6, 4), torch.randn(6)
+    expected = own_convolution(x, weight, bias, activation="silu")
+    torch.testing.assert_close(modeling.causal_conv1d_fn(x, weight, bias, activation="silu"), expected)
+    expected = own_convolution(x, weight, None, activation="silu")
+    torch.testing.assert_close(modeling.causal_conv1d_fn(x, weight, None, activation="silu"), expected)

@@ -18,6 +18,7 @@ from qwen_vla_core.training.flops import Work, work_of
 from qwen_vla_core.training.lora import apply_lora
 from qwen_vla_core.training.memory import estimate_memory, kept_bytes
 from qwen_vla_core.training.parallel import checkpoint_activations
+from qwen_vla_core.training.stage_recipe import ALL_TWICE, NOTHING_TWICE, Recompute
 
 # Two steps with everything that the engine keeps. A first, smaller policy makes the libraries load what they need.
 PROGRAM = """
@@ -30,6 +31,7 @@ from qwen_vla_core.model.attention import use_float32_attention
 from qwen_vla_core.training.flops import work_of
 from qwen_vla_core.training.memory import estimate_memory
 from qwen_vla_core.training.parallel import checkpoint_activations
+from qwen_vla_core.training.stage_recipe import ALL_TWICE, NOTHING_TWICE, Recompute
 
 recompute, count = sys.argv[1] == "recompute", int(sys.argv[2])
 robot = load_embodiment("aloha")
@@ -55,7 +57,7 @@ first = build()
 train(first, tiny_batch(first, robot), 1)
 policy = build()
 batch = tiny_batch(policy, robot, ("red", "green") * (count // 2))
-memory = estimate_memory(policy, [work_of(batch, 4, padded=True)], "bf16", recompute)
+memory = estimate_memory(policy, [work_of(batch, 4, padded=True)], "bf16", ALL_TWICE if recompute else NOTHING_TWICE)
 with open("/proc/self/statm") as file:
     before = int(file.read().split()[1]) * resource.getpagesize()
 train(policy, batch, 2)
@@ -94,10 +96,11 @@ def test_what_autograd_keeps_is_counted_once_and_without_weights() -> None:
 def test_a_policy_that_recomputes_already_is_estimated_alike(aloha: Embodiment) -> None:
     policy = tiny_policy(aloha, model_type="qwen3_vl").train()
     batch = tiny_batch(policy, aloha)
-    before = [estimate_memory(policy, [work_of(batch, 4)], recompute=recompute) for recompute in (False, True)]
+    ways = (NOTHING_TWICE, ALL_TWICE)
+    before = [estimate_memory(policy, [work_of(batch, 4)], recompute=recompute) for recompute in ways]
     checkpoint_activations(policy)
     methods = [vars(block)["forward"] for block in policy.decoder.blocks]
-    assert before == [estimate_memory(policy, [work_of(batch, 4)], recompute=recompute) for recompute in (False, True)]
+    assert before == [estimate_memory(policy, [work_of(batch, 4)], recompute=recompute) for recompute in ways]
     assert methods == [vars(block)["forward"] for block in policy.decoder.blocks]
     assert all(layer.gradient_checkpointing for layer in policy.backbone.model.model.language_model.layers)
 
@@ -127,8 +130,9 @@ def test_what_is_frozen_or_divided_costs_less(aloha: Embodiment) -> None:
     assert 1.7 * full.activations < double.activations <= 2 * full.activations
     sharded = estimate_memory(policy, [work], ranks=4, sharded=True)
     assert sharded.weights == full.weights // 4 and sharded.activations == full.activations
-    again = estimate_memory(policy, [work], recompute=True)
-    assert again.activations < full.activations and again.moments == full.moments
+    again = estimate_memory(policy, [work], recompute=ALL_TWICE)
+    half = estimate_memory(policy, [work], recompute=Recompute(vision=1.0, language=0.5))
+    assert again.activations < half.activations < full.activations and again.moments == full.moments
     assert estimate_memory(policy, [work], "fp32").activations > full.activations
     assert estimate_memory(policy, [], average=False).average == 0
     policy.backbone.requires_grad_(False)
