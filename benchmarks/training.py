@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 
+from qwen_vla_core.model.batching import on_device
 from qwen_vla_core.model.policy import QwenVLA
 from qwen_vla_core.model.presets import preset_network
 from qwen_vla_core.model.processor import ImageConfig, Processor
 from qwen_vla_core.model.tokenizer import train_tokenizer
 from qwen_vla_core.training.distributed import Ranks, clip_gradients, start, stop
-from qwen_vla_core.training.feed import on_device
 from qwen_vla_core.training.flops import FlopModel, work_of
 from qwen_vla_core.training.optim import build_optimizer, freeze, parameter_groups
 from qwen_vla_core.training.parallel import autocast, checkpoint_activations, compile_blocks, parallelise, prepare_cuda
@@ -231,9 +231,7 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="repeated layers through torch.compile")
     parser.add_argument("--fsdp", action="store_true", help="FSDP2 (under torchrun)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument(
-        "--profile", type=int, default=0, metavar="N", help="print the N dearest operations of 2 steps"
-    )
+    parser.add_argument("--profile", type=int, default=0, metavar="N", help="print the N dearest operations of 2 steps")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="two steps for chrome://tracing, .json.gz")
     parser.add_argument("--json", type=Path, help="append the result to this file, one JSON per line")
     options = parser.parse_args()

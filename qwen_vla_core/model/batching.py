@@ -15,6 +15,8 @@ import torch
 from qwen_vla_core.model.config import ModelConfig
 from qwen_vla_core.model.processor import Processor, Sample
 
+# What says how a batch is laid out.
+LAYOUT = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
 STATE_BINS = 256
 Kind = Literal["action", "navigation"]
 KINDS: tuple[Kind, ...] = ("action", "navigation")
@@ -108,3 +110,8 @@ def conversation(row: Row, config: ModelConfig) -> Sample:
         bins = np.clip((np.asarray(row.state) + 1.0) * 0.5 * STATE_BINS, 0, STATE_BINS - 1).astype(int)
         prompt = f"{prompt} State: {' '.join(map(str, bins))}."
     return Sample(row.images, prompt, row.turns)
+
+
+def on_device(part: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """A micro-batch where it is computed, but for ``LAYOUT``: Python reads that, and a GPU would be waited for."""
+    return {key: value if key in LAYOUT else value.to(device) for key, value in part.items()}

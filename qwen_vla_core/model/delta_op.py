@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,9 +225,3 @@ def _convolve_back(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 causal_convolution.register_autograd(_convolve_back, setup_context=_keep)
-
-
-def tune(**changes: int) -> None:
-    """Other cuts of the kernels; for benchmarks."""
-    global tuning
-    tuning = dataclasses.replace(tuning, **changes)

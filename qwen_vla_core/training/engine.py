@@ -14,8 +14,9 @@ from torch import nn
 from tqdm import tqdm
 
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.model.batching import on_device
 from qwen_vla_core.training.distributed import Ranks, all_sum, clip_gradients
-from qwen_vla_core.training.feed import StepBatch, forward_arguments, on_device
+from qwen_vla_core.training.feed import StepBatch, forward_arguments
 from qwen_vla_core.training.flops import Work
 from qwen_vla_core.training.optim import build_optimizer, parameter_groups, scale_at, set_rates
 from qwen_vla_core.training.parallel import accumulating, autocast

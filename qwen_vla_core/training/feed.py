@@ -26,8 +26,6 @@ from qwen_vla_core.model.flow import FlowConfig, sample_tau
 from qwen_vla_core.model.policy import QwenVLA, Stats
 from qwen_vla_core.model.processor import Sample as Conversation
 
-# What says how a batch is laid out.
-LAYOUT = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
 _TAU_KEYS = ("noise", "tau", "prefix")
 
 
@@ -158,11 +156,6 @@ def draw_flow(
             prefix[row] = torch.randint(most + 1, (options.draws,), generator=generator)
     drawn = {"noise": noise.flatten(0, 1), "tau": tau.flatten()[:, None]}
     return drawn | {"prefix": prefix.flatten()} if options.prefix else drawn
-
-
-def on_device(part: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """A micro-batch where it is computed, but for ``LAYOUT``: Python reads that, and a GPU would be waited for."""
-    return {key: value if key in LAYOUT else value.to(device) for key, value in part.items()}
 
 
 def forward_arguments(part: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
