@@ -1,6 +1,6 @@
 """What Qwen3.5's linear layers are made of as CUDA kernels, in Triton, forward and backward, for training.
 
-A short convolution (``convolve``, ``convolve_back``), and the gated delta rule. Of the latter, one chunk of C tokens of
+A short convolution (``convolve`` and two backward), and the gated delta rule. Of the latter, one chunk of C tokens of
 one value head, with normalised queries q (already scaled) and keys k (C, d), values v (C, e), what is written of each
 correction b (C,), decays γ = exp(cumulated g) inside the chunk, D_ij = γ_i / γ_j for j ≤ i, κ = γ_C / γ, and the state
 S (d, e) before it (Yang et al., arXiv 2412.06464, in the chunked form of section 3.3):
@@ -25,7 +25,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _before(x, token, channel, good, x_token, length):
+def _shifted(x, token, channel, good, x_token, length):
     """Values of tokens (T, 1) and channels (1, N), 0 outside the sequence."""
     inside = (token >= 0) & (token < length) & good
     return tl.load(x + token * x_token + channel, mask=inside, other=0.0).to(tl.float32)
@@ -34,46 +34,57 @@ def _before(x, token, channel, good, x_token, length):
 @triton.jit
 def convolve(x, weight, out, length, channels, x_batch, x_token, TAPS: tl.constexpr, T: tl.constexpr,
               N: tl.constexpr):  # fmt: skip
-    """silu of each channel's last TAPS tokens times its weights, the last one for the token itself."""
+    """silu of each channel's last TAPS tokens times its weights, (TAPS, channels), the last for the token itself."""
     token = (tl.program_id(0) * T + tl.arange(0, T))[:, None]
     channel = (tl.program_id(1) * N + tl.arange(0, N))[None, :]
     batch = tl.program_id(2).to(tl.int64)
     good = channel < channels
     total = tl.zeros((T, N), tl.float32)
     for tap in tl.static_range(TAPS):
-        taps = tl.load(weight + channel * TAPS + tap, mask=good, other=0.0).to(tl.float32)
-        total += taps * _before(x + batch * x_batch, token + (tap - TAPS + 1), channel, good, x_token, length)
+        taps = tl.load(weight + tap * channels + channel, mask=good, other=0.0).to(tl.float32)
+        total += taps * _shifted(x + batch * x_batch, token + (tap - TAPS + 1), channel, good, x_token, length)
     target = out + (batch * length + token) * channels + channel
     tl.store(target, (total * tl.sigmoid(total)).to(out.dtype.element_ty), mask=(token < length) & good)
 
 
 @triton.jit
-def convolve_back(x, weight, grad_out, grad_x, grad_weight, length, channels, x_batch, x_token, TAPS: tl.constexpr,
+def convolve_back(x, weight, grad_out, grad_sum, grad_weight, length, channels, x_batch, x_token, TAPS: tl.constexpr,
                    T: tl.constexpr, N: tl.constexpr):  # fmt: skip
-    """Gradients of x and, summed over this block's tokens only, of the weights: (blocks, channels, TAPS)."""
+    """Gradients of the sums before silu and, from this block's tokens, of the weights: (blocks, TAPS, channels)."""
     token = (tl.program_id(0) * T + tl.arange(0, T))[:, None]
     channel = (tl.program_id(1) * N + tl.arange(0, N))[None, :]
     batch = tl.program_id(2).to(tl.int64)
     good = channel < channels
     base = x + batch * x_batch
+    total = tl.zeros((T, N), tl.float32)
+    for tap in tl.static_range(TAPS):
+        taps = tl.load(weight + tap * channels + channel, mask=good, other=0.0).to(tl.float32)
+        total += taps * _shifted(base, token + (tap - TAPS + 1), channel, good, x_token, length)
+    gate = tl.sigmoid(total)
+    target = (batch * length + token) * channels + channel
+    inside = (token < length) & good
+    grad = tl.load(grad_out + target, mask=inside, other=0.0).to(tl.float32) * gate * (1.0 + total * (1.0 - gate))
+    tl.store(grad_sum + target, grad.to(grad_sum.dtype.element_ty), mask=inside)
+    block = (batch * tl.num_programs(0) + tl.program_id(0)) * TAPS
+    for tap in tl.static_range(TAPS):  # read again from the cache: fewer registers
+        seen = _shifted(base, token + (tap - TAPS + 1), channel, good, x_token, length)
+        tl.store(grad_weight + (block + tap) * channels + channel, tl.sum(grad * seen, 0)[None, :], mask=good)
+
+
+@triton.jit
+def convolve_input(grad_sum, weight, grad_x, length, channels, TAPS: tl.constexpr, T: tl.constexpr,
+                    N: tl.constexpr):  # fmt: skip
+    """Gradient of x: a token counts in its own sum and in those of TAPS − 1 later ones."""
+    token = (tl.program_id(0) * T + tl.arange(0, T))[:, None]
+    channel = (tl.program_id(1) * N + tl.arange(0, N))[None, :]
+    batch = tl.program_id(2).to(tl.int64)
+    good = channel < channels
+    base = batch * length * channels
     grad = tl.zeros((T, N), tl.float32)
-    block = (batch * tl.num_programs(0) + tl.program_id(0)) * channels
-    for later in tl.static_range(TAPS):  # a token counts in its own answer and in those of TAPS − 1 later ones
-        total = tl.zeros((T, N), tl.float32)
-        for tap in tl.static_range(TAPS):
-            taps = tl.load(weight + channel * TAPS + tap, mask=good, other=0.0).to(tl.float32)
-            total += taps * _before(base, token + (later + tap - TAPS + 1), channel, good, x_token, length)
-        gate = tl.sigmoid(total)
-        answer = _before(grad_out + batch * length * channels, token + later, channel, good, channels, length)
-        answer *= gate * (1.0 + total * (1.0 - gate))
-        taps = tl.load(weight + channel * TAPS + (TAPS - 1 - later), mask=good, other=0.0).to(tl.float32)
-        grad += taps * answer
-        if later == 0:
-            for tap in tl.static_range(TAPS):
-                seen = _before(base, token + (tap - TAPS + 1), channel, good, x_token, length)
-                part = tl.sum(answer * seen, 0)[None, :]
-                tl.store(grad_weight + (block + channel) * TAPS + tap, part, mask=good)
-    target = grad_x + (batch * length + token) * channels + channel
+    for later in tl.static_range(TAPS):
+        taps = tl.load(weight + (TAPS - 1 - later) * channels + channel, mask=good, other=0.0).to(tl.float32)
+        grad += taps * _shifted(grad_sum + base, token + later, channel, good, channels, length)
+    target = grad_x + base + token * channels + channel
     tl.store(target, grad.to(grad_x.dtype.element_ty), mask=(token < length) & good)
 
 

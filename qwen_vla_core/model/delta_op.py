@@ -11,7 +11,7 @@ import triton
 from qwen_vla_core.model import delta_kernels
 
 CHUNK = 64  # tokens that are one triangular system
-TOKENS, CHANNELS = 16, 64  # of a block of the convolution
+TOKENS, CHANNELS = 32, 64  # of a block of the convolution
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,13 @@ def causal_convolution(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, L, C) in the dtype of ``x``.
     """
-    x, weight = x if x.stride(2) == 1 else x.contiguous(), weight.contiguous()
+    x = x if x.stride(2) == 1 else x.contiguous()
     batch, length, channels = x.shape
     out = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
     delta_kernels.convolve[_blocks(x)](
-        x, weight, out, length, channels, *x.stride()[:2], TAPS=weight.shape[1], T=TOKENS, N=CHANNELS, num_warps=4
-    )
+        x, weight.t().contiguous(), out, length, channels, *x.stride()[:2], TAPS=weight.shape[1], T=TOKENS, N=CHANNELS,
+        num_warps=4,
+    )  # fmt: skip
     return out
 
 
@@ -199,16 +200,16 @@ def causal_convolution_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of ``causal_convolution``'s two inputs."""
     x = x if x.stride(2) == 1 else x.contiguous()
-    kind, weight = weight.dtype, weight.contiguous()
     batch, length, channels = x.shape
-    grad_x = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
-    blocks = _blocks(x)
-    parts = torch.empty((blocks[0] * batch, *weight.shape), dtype=torch.float32, device=x.device)
+    taps, blocks = weight.t().contiguous(), _blocks(x)
+    grad_sum, grad_x = (torch.empty((batch, length, channels), dtype=x.dtype, device=x.device) for _ in range(2))
+    parts = torch.empty((blocks[0] * batch, *taps.shape), dtype=torch.float32, device=x.device)
+    sizes = {"TAPS": len(taps), "T": TOKENS, "N": CHANNELS, "num_warps": 4}
     delta_kernels.convolve_back[blocks](
-        x, weight, grad.contiguous(), grad_x, parts, length, channels, *x.stride()[:2], TAPS=weight.shape[1], T=TOKENS,
-        N=CHANNELS, num_warps=4,
-    )  # fmt: skip
-    return grad_x, parts.sum(0).to(kind)
+        x, taps, grad.contiguous(), grad_sum, parts, length, channels, *x.stride()[:2], **sizes
+    )
+    delta_kernels.convolve_input[blocks](grad_sum, taps, grad_x, length, channels, **sizes)
+    return grad_x, parts.sum(0).t().to(weight.dtype, memory_format=torch.contiguous_format)
 
 
 @causal_convolution_backward.register_fake

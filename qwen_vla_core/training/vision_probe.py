@@ -40,9 +40,10 @@ class VisionProbe(nn.Module):
 
         Args:
             policy: whose tower learns.
-            part: from ``cell_tensors``, on the tower's device.
+            part: from ``cell_tensors``, pictures and answers on the tower's device.
         """
-        tokens = policy.backbone.visual(part["pixel_values"], part["image_grid_thw"]).pooler_output
+        pixels = part["pixel_values"]
+        tokens = policy.backbone.visual(pixels, part["image_grid_thw"].to(pixels.device)).pooler_output
         occupied = part["occupied"]
         answers = self.head(tokens).float().reshape(*occupied.shape, 3)
         rare = torch.tensor(RARITY, device=occupied.device)

@@ -105,6 +105,15 @@ def test_a_policy_that_recomputes_already_is_estimated_alike(aloha: Embodiment) 
     assert all(layer.gradient_checkpointing for layer in policy.backbone.model.model.language_model.layers)
 
 
+def test_a_share_of_the_layers_is_spread_evenly(aloha: Embodiment) -> None:
+    policy = tiny_policy(aloha, model_type="qwen3_vl").train()
+    checkpoint_activations(policy, Recompute(language=0.5, decoder=0.25))
+    layers = policy.backbone.model.model.language_model.layers
+    assert [layer.gradient_checkpointing for layer in layers] == [number % 2 == 1 for number in range(len(layers))]
+    assert not any(block.gradient_checkpointing for block in policy.backbone.visual.blocks)
+    assert ["forward" in vars(block) for block in policy.decoder.blocks] == [False, False, False, True]
+
+
 def test_what_is_frozen_or_divided_costs_less(aloha: Embodiment) -> None:
     policy = tiny_policy(aloha, model_type="qwen3_vl")
     work = work_of(tiny_batch(policy, aloha), 4)
