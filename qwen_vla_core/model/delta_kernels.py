@@ -109,8 +109,9 @@ def _normed(x, factors, at, inside, scale, first, target, line, D: tl.constexpr)
     wide = raw.to(tl.float32)
     factor = tl.rsqrt(tl.sum(wide * wide, 1) + 1e-6)
     normed = (wide * (factor * scale)[:, None]).to(raw.dtype)
-    tl.store(target + line[:, None] * D + feature[None, :], normed, mask=first)
-    tl.store(factors + line, factor, mask=first)
+    if first:
+        tl.store(target + line[:, None] * D + feature[None, :], normed)
+        tl.store(factors + line, factor)
     return normed
 
 
