@@ -90,7 +90,7 @@ def test_they_hold_where_it_is_hard(decay: float, alike: bool) -> None:
         assert (value - exact[name]).norm() / exact[name].norm() < 5e-5, name
 
 
-def test_torch_knows_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_knows_the_operator() -> None:
     inputs = given(9)
     arguments = (*parts(inputs["mixed"]).values(), inputs["g"], inputs["beta"])
     torch.library.opcheck(gated_delta, tuple(x.detach().requires_grad_() for x in arguments))
