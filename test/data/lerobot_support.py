@@ -14,7 +14,6 @@ import numpy as np
 
 from qwen_vla_core.data.dataset import EpisodeRows
 from qwen_vla_core.data.lerobot import LeRobotWriter
-from qwen_vla_core.data.video import VideoReader
 
 SIZE = (32, 32)
 FPS = memory_dataset.FPS
@@ -79,17 +78,6 @@ def write(path: Path, lengths: Sequence[int] = (5, 8, 4), **options: Any) -> Pat
 def tree(path: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
-
-
-def meaning(path: Path) -> dict[str, bytes]:
-    """Every file below a folder, videos by their pictures: x264 rarely writes other bytes for the same pictures."""
-    files = tree(path)
-    for name in files:
-        if name.endswith(".mp4"):
-            reader = VideoReader(path / name, "pyav")
-            files[name] = reader.frames(range(reader.count)).tobytes()
-            reader.close()
-    return files
 
 
 def write_foreign_video(

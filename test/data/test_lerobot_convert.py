@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lerobot_support import meaning, tree, write
+from lerobot_support import tree, write
 
 from qwen_vla_core.cli import main
 from qwen_vla_core.data.contract import CONTRACT_FILE
@@ -63,9 +63,9 @@ def test_converted_rows_and_videos_are_those_of_a_direct_write(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write(tmp_path / "a", LENGTHS, version="v2.1")
-    direct = meaning(write(tmp_path / "b", LENGTHS, version="v3.0"))
+    direct = tree(write(tmp_path / "b", LENGTHS, version="v3.0"))
     convert(capsys, source, tmp_path / "c")
-    converted = meaning(tmp_path / "c")
+    converted = tree(tmp_path / "c")
     assert {k: v for k, v in converted.items() if k.startswith(("data", "videos"))} == {
         k: v for k, v in direct.items() if k.startswith(("data", "videos"))
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import lerobot_support as support
 import pytest
-from lerobot_support import TASKS, add, begin, meaning, rows, shown, tree, write
+from lerobot_support import TASKS, add, begin, rows, shown, tree, write
 
 from qwen_vla_core.data.lerobot import LeRobotDataset
 from qwen_vla_core.data.lerobot.staging import STAGING
@@ -70,7 +70,7 @@ def write_all(path: Path, version: Any, resume: bool) -> None:
 def test_killed_at_any_write_and_gone_on_with_gives_the_same_dataset(tmp_path: Path, version: Any) -> None:
     with killed_at(10**9) as count:
         write_all(tmp_path / "whole", version, False)
-    whole, writes = meaning(tmp_path / "whole"), count[0]
+    whole, writes = tree(tmp_path / "whole"), count[0]
     assert writes > 50
     for moment in range(0, writes, max(1, writes // KILLS)):
         path = tmp_path / str(moment)
@@ -79,7 +79,7 @@ def test_killed_at_any_write_and_gone_on_with_gives_the_same_dataset(tmp_path: P
         if (path / "meta/info.json").exists():
             check_readable(path)
         write_all(path, version, (path / "meta/info.json").exists())
-        assert meaning(path) == whole, f"killed at write {moment} of {writes}"
+        assert tree(path) == whole, f"killed at write {moment} of {writes}"
 
 
 def check_readable(path: Path) -> None:

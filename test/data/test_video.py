@@ -58,7 +58,7 @@ def test_the_same_pictures_give_the_same_file() -> None:
         encode_video(file, frames(0, 9), SIZE, 10)
         return file.getvalue()
 
-    assert data() == data()
+    assert len({data() for _ in range(20)}) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import pytest
 from qwen_vla_core.data.dataset import EpisodeRows
 from qwen_vla_core.data.lerobot import LeRobotDataset
 from qwen_vla_core.data.lerobot.staging import STAGING
-from qwen_vla_core.data.video import VideoReader
 from qwen_vla_core.embodiment import Embodiment, load_embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.sim import demos
@@ -30,14 +29,7 @@ def aloha() -> Embodiment:
 
 
 def files(path: Path) -> dict[str, bytes]:
-    """Every file, videos by their pictures: x264 rarely writes other bytes for the same pictures."""
-    found = {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
-    for name in found:
-        if name.endswith(".mp4"):
-            reader = VideoReader(path / name, "pyav")
-            found[name] = reader.frames(range(reader.count)).tobytes()
-            reader.close()
-    return found
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 def seeds(path: Path) -> list[int]:
