@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="chance that an episode is pushed off its path, for recovery data (bare flag: 0.7; default: 0)",
     )
     demos.add_argument(
+        "--drops",
+        type=float,
+        default=0.0,
+        metavar="CHANCE",
+        help="with --noise: chance that a push while a gripper is closed opens it, so that the cube falls (default: 0)",
+    )
+    demos.add_argument(
         "--pilot",
         metavar="CHECKPOINT",
         help="corrections: this policy drives until, at a random moment, the expert takes over (default: off)",
@@ -132,12 +139,15 @@ def _demos(args: argparse.Namespace, world_name: str, embodiment_name: str) -> i
         raise UserError("--episodes and --workers: must be at least 1")
     if not 0 <= args.noise <= 1:
         raise UserError("--noise: a chance between 0 and 1")
+    if not 0 <= args.drops <= 1 or (args.drops and not args.noise):
+        raise UserError("--drops: a chance between 0 and 1, of the pushes that --noise makes; give both")
     if args.pilot and args.noise:
         raise UserError("--pilot and --noise: a policy goes astray by itself; give one of them")
     config = DemoConfig(
         world=world_name,
         tasks=_tasks(args.task, world_name),
         noise=args.noise,
+        drops=args.drops,
         domain=_domain(args, world_name),
         pilot=args.pilot,
     )

@@ -46,11 +46,13 @@ class NoiseConfig:
         start: chance per step that a push begins.
         steps: shortest and longest push, in policy steps.
         most: pushes per episode at most.
+        drop: chance that a push while a gripper is closed opens it, so that what it holds falls.
     """
 
     start: float = 0.12
     steps: tuple[int, int] = (2, 5)
     most: int = 3
+    drop: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class DemoConfig:
         world: name in the registry.
         tasks: those drawn from.
         noise: chance that an episode is pushed.
+        drops: chance that a push while a gripper is closed opens it, so that what it holds falls.
         domain: full domain randomisation; None is off.
         pilot: checkpoint of a policy that drives until the expert takes over; None: the expert alone.
     """
@@ -68,6 +71,7 @@ class DemoConfig:
     world: str
     tasks: tuple[str, ...]
     noise: float = 0.0
+    drops: float = 0.0
     domain: DomainConfig | None = None
     pilot: str | None = None
 
@@ -88,7 +92,7 @@ class _Push:
             if self.done < c.most and self.rng.random() < c.start:
                 self.done += 1
                 self.left = int(self.rng.integers(c.steps[0], c.steps[1] + 1))
-                self.offset = self.expert.draw_push(action_c, self.rng)
+                self.offset = self.expert.draw_push(action_c, self.rng, c.drop)
         else:
             self.left -= 1
             if self.left == 0:
@@ -194,7 +198,8 @@ def _job(stager: EpisodeStager, config: DemoConfig, robot: str, seed: int) -> tu
         world = make_world(config.world, tasks=config.tasks, **domain)
         _WORLD[key] = world, None if config.pilot is None else Pilot(config.pilot, robot)
     world, pilot = _WORLD[key]
-    made = record(world, config.world, seed, noise=config.noise, pilot=pilot)
+    pushes = NoiseConfig(drop=config.drops)
+    made = record(world, config.world, seed, noise=config.noise, pushes=pushes, pilot=pilot)
     return seed, stager.stage(made.rows, [made.instruction], made.images, made.noted) if made.success else None
 
 
@@ -242,6 +247,7 @@ def generate(
         "world": config.world,
         "tasks": list(config.tasks),
         "noise": config.noise,
+        "drops": config.drops or None,  # folders from before there were drops do not name it
         "domain": config.domain.to_json() if config.domain else None,
         "pilot": None if config.pilot is None else weights_of(config.pilot),
     }

@@ -102,12 +102,20 @@ class ScriptedExpert:
 
     # --- being pushed while a demonstration is recorded -------------------------------------------------------------
 
-    def draw_push(self, action_c: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(14,) a displacement of the moving arm, or of its gripper, to be added to some actions from this one on."""
+    def draw_push(self, action_c: np.ndarray, rng: np.random.Generator, drop: float = 0.0) -> np.ndarray:
+        """(14,) a displacement of the moving arm, or of its gripper, to be added to some actions from this one on.
+
+        Args:
+            action_c: what the expert wants now.
+            rng: draws it.
+            drop: chance that a closed gripper opens instead, so that the cube falls.
+        """
         c, first = self.config, 7 * ARMS.index(self.world.arm)
         offset = np.zeros(14)
         if action_c[first + 6] > 0.9 and rng.random() < c.push_gripper:
             offset[first + 6] = -1.0
+        elif drop and action_c[first + 6] < 0.1 and rng.random() < drop:
+            offset[first + 6] = 1.0
         else:
             offset[first : first + 6] = rng.uniform(-c.push_arm, c.push_arm, 6)
         return offset

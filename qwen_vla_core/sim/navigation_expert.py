@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from qwen_vla_core.errors import UserError
 from qwen_vla_core.sim.planning import Cell, Point, astar, shorten
 from qwen_vla_core.sim.worlds.rooms import RoomsWorld
 from qwen_vla_core.sim.worlds.rooms_layout import PASS_AT, ROBOT_RADIUS, wrap
@@ -104,8 +105,14 @@ class NavigationExpert:
 
     # --- being pushed while a demonstration is recorded -------------------------------------------------------------
 
-    def draw_push(self, action_c: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(3,) a displacement of the waypoint, ahead, left and in heading, from this one on."""
+    def draw_push(self, action_c: np.ndarray, rng: np.random.Generator, drop: float = 0.0) -> np.ndarray:
+        """(3,) a displacement of the waypoint, ahead, left and in heading, from this one on.
+
+        Raises:
+            UserError: it is to drop something.
+        """
+        if drop:
+            raise UserError("--drops: a mobile base holds nothing that could fall; leave it away")
         most = np.array(self.config.push)
         return rng.uniform(-most, most)
 

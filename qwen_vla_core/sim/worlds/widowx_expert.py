@@ -95,11 +95,19 @@ class PlateAndBeltExpert:
 
     # --- being pushed while a demonstration is recorded -------------------------------------------------------------
 
-    def draw_push(self, action_c: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(7,) a displacement to be added to some actions from this one on."""
+    def draw_push(self, action_c: np.ndarray, rng: np.random.Generator, drop: float = 0.0) -> np.ndarray:
+        """(7,) a displacement to be added to some actions from this one on.
+
+        Args:
+            action_c: what the expert wants now.
+            rng: draws it.
+            drop: chance that a closed gripper opens instead, so that the cube falls.
+        """
         c, offset = self.config, np.zeros(7)
         if action_c[6] > 0.9 and rng.random() < c.push_gripper:
             offset[6] = -1.0
+        elif drop and action_c[6] < 0.1 and rng.random() < drop:
+            offset[6] = 1.0
         else:
             offset[:3] = rng.uniform(-c.push, c.push, 3)
             offset[3:6] = rng.uniform(-c.push_turn, c.push_turn, 3)
