@@ -96,6 +96,25 @@ def _decays(g, beta, at, inside):
 
 
 @triton.jit
+def _fallen(g, beta, at, inside, C: tl.constexpr):
+    """As ``_decays``, and the logarithm of the whole chunk's decay."""
+    fall, write = _decays(g, beta, at, inside)
+    return fall, write, tl.sum(tl.where(tl.arange(0, C) == C - 1, fall, 0.0), 0)
+
+
+@triton.jit
+def _places(chunk, head, length, chunks, HK: tl.constexpr, HV: tl.constexpr, C: tl.constexpr):
+    """One value head's chunk: its tokens, which of them there are, where they stand in (batch, length, HV), and the
+    first line of the chunk in (batch, HV, chunks · C) and, of the key head it shares, in (batch, HK, chunks · C).
+    """
+    batch, own = (head // HV).to(tl.int64), head % HV
+    token = chunk * C + tl.arange(0, C)
+    at = (head.to(tl.int64) * chunks + chunk) * C
+    shared = ((batch * HK + own // (HV // HK)) * chunks + chunk) * C
+    return token, token < length, (batch * length + token) * HV + own, at, shared
+
+
+@triton.jit
 def _between(fall, lower):
     """D: exp(fall_i − fall_j) where ``lower``, else 0."""
     return tl.where(lower, tl.exp(tl.where(lower, fall[:, None] - fall[None, :], 0.0)), 0.0)
@@ -170,15 +189,10 @@ def scan(queries, keys, value, g, beta, inverses, scores, out, states, written, 
     square = line[:, None] * C + line[None, :]
     state = tl.zeros((DK, BV), tl.float32)
     for chunk in range(CHUNKS):
-        token = chunk * C + line
-        inside = token < length
-        row = (batch * length + token) * HV + own
-        at = (head.to(tl.int64) * CHUNKS + chunk) * C
-        shared = ((batch * HK + own // (HV // HK)) * CHUNKS + chunk) * C * DK
-        fall, write = _decays(g, beta, row, inside)
-        whole = tl.sum(tl.where(line == C - 1, fall, 0.0), 0)
+        token, inside, row, at, shared = _places(chunk, head, length, CHUNKS, HK, HV, C)
+        fall, write, whole = _fallen(g, beta, row, inside, C)
         seen = tl.exp(fall)
-        k = tl.load(keys + shared + narrow)
+        k = tl.load(keys + shared * DK + narrow)
         before = state.to(kind)
         v = tl.load(
             value + batch * value_batch + token[:, None] * value_token + own * DV + place[None, :],
@@ -192,7 +206,7 @@ def scan(queries, keys, value, g, beta, inverses, scores, out, states, written, 
             tl.store(states + (at // C * DK + feature)[:, None] * DV + place[None, :], before)
             tl.store(written + (at + line)[:, None] * DV + place[None, :], narrow_fresh)
         else:
-            q = tl.load(queries + shared + narrow)
+            q = tl.load(queries + shared * DK + narrow)
             answer = tl.dot(q, before, input_precision=PRECISION) * seen[:, None]
             answer += tl.dot(tl.load(scores + at * C + square), narrow_fresh, input_precision=PRECISION)
             tl.store(out + row[:, None] * DV + place[None, :], answer.to(out.dtype.element_ty), mask=inside[:, None])
@@ -206,7 +220,6 @@ def scan_back(queries, keys, g, beta, inverses, scores, grad_out, grad_states, g
                CHUNKS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """From the last chunk to the first: the gradients of the states behind them (G) and of R."""
     part, head = tl.program_id(0), tl.program_id(1)
-    batch, own = (head // HV).to(tl.int64), head % HV
     kind = inverses.dtype.element_ty
     line, feature, place = tl.arange(0, C), tl.arange(0, DK), part * BV + tl.arange(0, BV)
     narrow = line[:, None] * DK + feature[None, :]
@@ -214,17 +227,12 @@ def scan_back(queries, keys, g, beta, inverses, scores, grad_out, grad_states, g
     grad = tl.zeros((DK, BV), tl.float32)
     for step in range(CHUNKS):
         chunk = CHUNKS - 1 - step
-        token = chunk * C + line
-        inside = token < length
-        row = (batch * length + token) * HV + own
-        at = (head.to(tl.int64) * CHUNKS + chunk) * C
-        shared = ((batch * HK + own // (HV // HK)) * CHUNKS + chunk) * C * DK
-        fall, write = _decays(g, beta, row, inside)
-        whole = tl.sum(tl.where(line == C - 1, fall, 0.0), 0)
+        _, inside, row, at, shared = _places(chunk, head, length, CHUNKS, HK, HV, C)
+        fall, write, whole = _fallen(g, beta, row, inside, C)
         seen = tl.exp(fall)
         behind = grad.to(kind)
         tl.store(grad_states + (at // C * DK + feature)[:, None] * DV + place[None, :], behind)
-        k = tl.load(keys + shared + narrow)
+        k = tl.load(keys + shared * DK + narrow)
         fresh = tl.dot(k, behind, input_precision=PRECISION) * tl.exp(whole - fall)[:, None]
         asked = tl.load(grad_out + row[:, None] * DV + place[None, :], mask=inside[:, None], other=0.0).to(kind)
         score = tl.load(scores + at * C + square)
@@ -232,7 +240,7 @@ def scan_back(queries, keys, g, beta, inverses, scores, grad_out, grad_states, g
         inverse = tl.load(inverses + at * C + square)
         rest = tl.dot(tl.trans(inverse), fresh.to(kind), input_precision=PRECISION)
         tl.store(grad_rest + (at + line)[:, None] * DV + place[None, :], rest.to(kind))
-        q = tl.load(queries + shared + narrow)
+        q = tl.load(queries + shared * DK + narrow)
         asked = (asked.to(tl.float32) * seen[:, None]).to(kind)
         grad = grad * tl.exp(whole) + tl.dot(tl.trans(q), asked, input_precision=PRECISION)
         read = (rest * (-write * seen)[:, None]).to(kind)
@@ -253,17 +261,12 @@ def local_back(queries, keys, query_factors, key_factors, value, g, beta, states
     batch, own = (head // HV).to(tl.int64), head % HV
     kind = states.dtype.element_ty
     line, feature, column = tl.arange(0, C), tl.arange(0, DK), tl.arange(0, BV)
-    token = chunk * C + line
-    inside = token < length
-    row = (batch * length + token) * HV + own
-    at = (head.to(tl.int64) * chunks + chunk) * C
-    shared = ((batch * HK + own // (HV // HK)) * chunks + chunk) * C
+    token, inside, row, at, shared = _places(chunk, head, length, chunks, HK, HV, C)
     narrow = shared * DK + line[:, None] * DK + feature[None, :]
     tall = at * DV + line[:, None] * DV + column[None, :]
     square = at // C * DK * DV + feature[:, None] * DV + column[None, :]
     rows = row[:, None] * DV + column[None, :]
-    fall, write = _decays(g, beta, row, inside)
-    whole = tl.sum(tl.where(line == C - 1, fall, 0.0), 0)
+    fall, write, whole = _fallen(g, beta, row, inside, C)
     seen = tl.exp(fall)
 
     scores = tl.zeros((C, C), tl.float32)  # dP
