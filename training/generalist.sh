@@ -29,6 +29,7 @@ demos mobile_base all 1500 rooms_all --noise 0.7
 demos widowx place 1500 widowx_place --noise 0.7
 demos aloha pick 1200 aloha_pick --noise 0.7
 demos aloha transfer 900 aloha_transfer --noise 0.7
+demos aloha transfer 500 aloha_transfer_drops --noise 1 --drops 0.5 --seed 60000
 "$bin/qwen-vla" data t2a --count 4000 --out data/t2a --workers "$workers"
 
 stage vision vision

@@ -74,6 +74,29 @@ def test_pushed_episodes_differ_are_marked_and_still_succeed(world: AlohaWorld) 
     np.testing.assert_array_equal(again.rows.action, pushed[0].rows.action)
 
 
+def test_what_is_dropped_falls_and_is_brought_after_all() -> None:
+    arms = AlohaWorld(tasks=("transfer",))
+    try:
+        heights = []
+        for seed in (60001, 60002):
+            made = record(arms, "aloha", seed, noise=1.0, pushes=NoiseConfig(drop=1.0))
+            assert made.success
+            scenes = [json.loads(text) for text in made.rows.extra["scene"]]
+            cubes = ({cube["colour"]: cube for cube in scene["cubes"]}[scene["target"]] for scene in scenes)
+            heights.append([cube["position"][2] for cube in cubes])
+    finally:
+        arms.close()
+    for height in heights:
+        lifted = next(i for i, z in enumerate(height) if z > 0.06)
+        assert min(height[lifted:]) < 0.03 and height[-1] > 0.2
+
+
+def test_a_base_that_is_to_drop_something_is_refused(tmp_path: Path) -> None:
+    config = DemoConfig(world="rooms", tasks=("goto",), noise=1.0, drops=0.5)
+    with pytest.raises(UserError, match="--drops: a mobile base holds nothing"):
+        generate(tmp_path, config, load_embodiment("mobile_base"), 1)
+
+
 class Scripted:
     """Stands where a loaded policy does: drives until a given time, always to the same command."""
 
@@ -177,6 +200,8 @@ def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path, aloha: Em
     generate(tmp_path, PICK, aloha, 1)
     with pytest.raises(UserError, match=r"--out .*noise"):
         generate(tmp_path, DemoConfig(world="aloha", tasks=("pick",), noise=0.5), aloha, 2)
+    with pytest.raises(UserError, match=r"--out .*drops=None, now 0\.5"):
+        generate(tmp_path, DemoConfig(world="aloha", tasks=("pick",), drops=0.5), aloha, 2)
     (tmp_path / SETTINGS).write_text("{")
     with pytest.raises(UserError, match=r"sim_demos\.json: damaged"):
         generate(tmp_path, PICK, aloha, 2)

@@ -47,6 +47,7 @@ def test_render_writes_a_still_and_a_film(tmp_path: Path) -> None:
         (["expert", "--task", "juggle"], "--task"),
         (["expert", "--episodes", "0"], "--episodes"),
         (["demos", "--episodes", "1", "--out", "x", "--noise", "2"], "--noise"),
+        (["demos", "--episodes", "1", "--out", "x", "--drops", "0.5"], "--drops"),
         (["demos", "--episodes", "1", "--out", "x", "--workers", "0"], "--workers"),
         (["render", "--out", "x.jpg"], "--out"),
         (["render", "--out", "x.png", "--instruction", "sing"], "instruction"),

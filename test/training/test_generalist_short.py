@@ -52,6 +52,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mixture.write_text(text.replace("batch_size: 32", "batch_size: 8").replace("batch_size: 24", "batch_size: 6"))
     for embodiment, task, name, _ in DEMOS:
         demonstrate(path / "data" / name, embodiment, task, "--episodes", "2")
+    dropped = path / "data/aloha_transfer_drops"
+    demonstrate(dropped, "aloha", "transfer", "--episodes", "1", "--noise", "1", "--drops", "0.5", "--seed", "60000")
     assert cli.main(["data", "t2a", "--count", "16", "--out", str(path / "data/t2a"), "--workers", "1", "--json"]) == 0
     return path
 
