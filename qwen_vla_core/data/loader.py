@@ -12,20 +12,18 @@ import itertools
 import multiprocessing
 import os
 import secrets
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 
-import cv2
-
 from qwen_vla_core.data.mixture import Draw, Mixture, OpenSource
 from qwen_vla_core.data.sample_maker import SampleMaker, SampleOptions, SourceReference
 from qwen_vla_core.data.samples import SampleBatch
 from qwen_vla_core.data.shared import PackedSamples, discard, pack, sweep, unpack
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.processes import begin_worker
 
 Made = PackedSamples | str  # a batch, or the user's mistake: an exception with arguments of its own cannot travel
 _MAKER: list[SampleMaker] = []  # the one of this worker process
@@ -147,11 +145,7 @@ def _throw_away(future: Future[Made]) -> None:
 
 
 def _start_worker(sources: Sequence[SourceReference], open_with: OpenSource, options: SampleOptions) -> None:
-    """Ctrl-C is the parent's business, and one worker per core means one thread each."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    cv2.setNumThreads(1)
+    begin_worker()
     _MAKER[:] = [SampleMaker(sources, open_with, options)]
 
 

@@ -7,12 +7,10 @@ items that are left.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import multiprocessing
 import os
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +22,7 @@ from typing import Any, Generic, TypeVar, cast
 from tqdm import tqdm
 
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.processes import begin_worker
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -97,17 +96,8 @@ def _attempt(function: Callable[[T], R], item: T) -> _Outcome[R]:
         return _Outcome(None, str(error))
 
 
-def _start_worker() -> None:
-    """A worker leaves Ctrl-C to its parent, and one worker per core means one thread each."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    with contextlib.suppress(ImportError):
-        importlib.import_module("cv2").setNumThreads(1)
-
-
 def _with_processes(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_worker)
     waiting: deque[Future[_Outcome[R]]] = deque()
     try:
         for item in items:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +18,7 @@ from qwen_vla_core.evaluation.real_time import Timing, run_episode_in_time
 from qwen_vla_core.evaluation.smoothness import Smoothness
 from qwen_vla_core.evaluation.suites.protocol import Suite, Trial, Watcher
 from qwen_vla_core.interfaces import Committed, Request
+from qwen_vla_core.processes import begin_worker
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, find_strategy
 
 FRAME_S = 0.1  # of a film
@@ -303,7 +303,7 @@ def spawned(workers: int) -> Iterator[ProcessPoolExecutor]:
     Raises:
         UserError: a process died, usually for want of memory.
     """
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker)
     try:
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = "1"  # read by the children: two threads each on two cores are slower than one
@@ -352,10 +352,6 @@ def _evaluator_of(settings: Settings) -> Evaluator:
         _kept = Evaluator(settings)
     _kept.settings = settings
     return _kept
-
-
-def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
 
 
 def run_seeds(settings: Settings, seeds: Sequence[int], workers: int) -> Iterator[Row]:

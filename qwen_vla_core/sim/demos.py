@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from qwen_vla_core.data.lerobot.layout import INFO
 from qwen_vla_core.embodiment import Embodiment
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.files import atomic_write_json
+from qwen_vla_core.processes import begin_worker
 from qwen_vla_core.sim.corrections import Pilot, weights_of
 from qwen_vla_core.sim.demonstration import EXTRAS, SCENE, Demonstration
 from qwen_vla_core.sim.registry import make_expert, make_world, world_class
@@ -298,8 +298,7 @@ def _run_pool(
 ) -> None:
     """Spawned workers (a forked GL context does not work); never more jobs under way than episodes still missing."""
     context = multiprocessing.get_context("spawn")
-    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to handle
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=signal.signal, initargs=ignore) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker) as pool:
         under_way: list[Future[tuple[int, Staged | None]]] = []
         try:
             while len(kept) < episodes:

@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import multiprocessing
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from qwen_vla_core.errors import UserError
+from qwen_vla_core.processes import THREADS, begin_worker
 from qwen_vla_core.training.world_host import Look, Order, WorldFactory, WorldHost, shares
 
 Backend = Literal["processes", "ray"]
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class WorldPool(Protocol):
@@ -139,7 +138,7 @@ class _Processes(_Spread):
 
 def _serve(factories: Mapping[int, WorldFactory], orders: Connection, looks: Connection) -> None:
     """In a worker: obeys until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    begin_worker()
     host = WorldHost(factories)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
@@ -198,7 +197,7 @@ def start_ray(workers: int, asked_by: str, instead: str) -> tuple[Any, bool]:
         environment = {
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
             "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
-            **dict.fromkeys(_THREADS, "1"),
+            **dict.fromkeys(THREADS, "1"),
         }
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         options["runtime_env"] = {"env_vars": environment}
@@ -238,8 +237,8 @@ def _opened(answer: dict[int, Look] | tuple[str, bool]) -> dict[int, Look]:
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
     """Children read these when they load their libraries: two threads each on two cores are slower than one."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
     try:
         yield
     finally:
