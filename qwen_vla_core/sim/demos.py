@@ -247,9 +247,9 @@ def generate(
         "world": config.world,
         "tasks": list(config.tasks),
         "noise": config.noise,
-        "drops": config.drops or None,  # folders from before there were drops do not name it
         "domain": config.domain.to_json() if config.domain else None,
         "pilot": None if config.pilot is None else weights_of(config.pilot),
+        **({"drops": config.drops} if config.drops else {}),  # without it the file is what it was before there were any
     }
     failed = _failed_before(folder, described)
     with LeRobotWriter(
@@ -320,7 +320,7 @@ def _failed_before(folder: Path, described: Mapping[str, Any]) -> set[int]:
         failed = set(map(int, known["failed_seeds"]))
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged; delete it (failed seeds are then tried again)") from None
-    for key, value in described.items():
+    for key, value in {"drops": None, **described}.items():
         if known.get(key) != value:
             raise UserError(f"--out {folder}: was written with {key}={known.get(key)!r}, now {value!r}")
     return failed

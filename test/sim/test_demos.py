@@ -202,6 +202,7 @@ def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path, aloha: Em
         generate(tmp_path, DemoConfig(world="aloha", tasks=("pick",), noise=0.5), aloha, 2)
     with pytest.raises(UserError, match=r"--out .*drops=None, now 0\.5"):
         generate(tmp_path, DemoConfig(world="aloha", tasks=("pick",), drops=0.5), aloha, 2)
+    assert "drops" not in json.loads((tmp_path / SETTINGS).read_text())  # part of the dataset's hash
     (tmp_path / SETTINGS).write_text("{")
     with pytest.raises(UserError, match=r"sim_demos\.json: damaged"):
         generate(tmp_path, PICK, aloha, 2)

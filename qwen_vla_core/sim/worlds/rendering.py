@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
+import functools
+import importlib.util
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -16,6 +21,20 @@ def _close_all() -> None:
     """At exit: renderers must go before the GL library's own handler, or each of them prints a traceback."""
     for cameras in list(_OPEN):
         cameras.close()
+
+
+@functools.cache
+def _load_triton() -> None:
+    """Triton's library before the first picture, where there is one (20 ms; nothing of it is imported).
+
+    Mesa's software renderer brings an LLVM, Triton 3.9 has another. Loaded after Mesa's, at the latest when torch first
+    compiles or transformers is imported, it ends the process with a segmentation fault; before it, both work.
+    """
+    found = importlib.util.find_spec("triton")
+    for folder in found.submodule_search_locations or () if found else ():
+        for library in Path(folder).glob("_C/libtriton*.so"):
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(library))
 
 
 class Cameras:
@@ -40,6 +59,7 @@ class Cameras:
             raise ValueError(f"view {view!r} is not one of {', '.join(self.names)}")
         renderer = self._renderers.get((width, height))
         if renderer is None:
+            _load_triton()
             renderer = self._renderers[width, height] = mujoco.Renderer(self.model, height, width)
             _OPEN.add(self)
             atexit.unregister(_close_all)  # handlers run last in, first out: ours must be newer than the GL library's
