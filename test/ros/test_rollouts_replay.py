@@ -23,7 +23,7 @@ from qwen_vla_core.rollouts.bag import BagFile
 from qwen_vla_core.rollouts.index import find_rollout
 from qwen_vla_core.rollouts.summary import summarise
 from qwen_vla_ros.inference_log import Held, InferenceRecord, input_digests, noise_of
-from qwen_vla_ros.node_utils import CHUNK_TOPIC, COMMAND_QOS
+from qwen_vla_ros.node_utils import CHUNK_TOPIC, COMMAND_QOS, INFERENCE_TOPIC
 from qwen_vla_ros.rollouts.film import film
 from qwen_vla_ros.rollouts.replay import replay
 
@@ -45,15 +45,25 @@ def edited(demo: Demo, folder: Path, change: Change) -> Path:
     return path
 
 
+def records(demo: Demo) -> int:
+    """Inference records of the episode, one for each chunk. The chunk does not wait for it: where the episode ends
+    between the two, the last chunk is alone.
+    """
+    count = demo.count(INFERENCE_TOPIC)
+    assert demo.count(CHUNK_TOPIC) - count in (0, 1) and count >= 1
+    return count
+
+
 def test_every_input_and_every_chunk_is_bit_identical(
     demo: Demo, watcher: Watcher, capsys: pytest.CaptureFixture[str]
 ) -> None:
     heard = watcher.listen(JointTrajectory, CHUNK_TOPIC, COMMAND_QOS)
     assert main(["rollouts", "replay", str(demo.run / "episode_000"), "--strict", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["chunks"] == demo.count(CHUNK_TOPIC) >= 1
+    assert result["chunks"] == records(demo)
     assert result["inputs_identical"] == result["outputs_identical"] == result["outputs_compared"] == result["chunks"]
-    assert result["output_max_difference"] == 0.0 and result["chunks_without_record"] == 0
+    assert result["output_max_difference"] == 0.0
+    assert result["chunks_without_record"] == demo.count(CHUNK_TOPIC) - result["chunks"]
     watcher.executor.spin_once(timeout_sec=0.2)
     assert not heard, "a replay was heard by whoever drives the robot"
 
@@ -111,6 +121,17 @@ def test_a_word_that_was_never_said_is_no_secret(demo: Demo, tmp_path: Path) -> 
     assert sum(chunk.missing for chunk in result.chunks) >= 1  # the sentence of the records is not in the bag
 
 
+def test_a_chunk_without_its_record_is_counted(demo: Demo, tmp_path: Path) -> None:
+    last = records(demo) - 1
+
+    def drop(topic: str, data: bytes, number: int) -> bytes | None:
+        return None if topic.endswith("/inference") and number == last else data
+
+    result = replay(find_rollout(str(edited(demo, tmp_path, drop))), inputs_only=True).to_json()
+    assert result["inputs_identical"] == result["chunks"] == last
+    assert result["chunks_without_record"] == demo.count(CHUNK_TOPIC) - last
+
+
 def test_without_records_there_is_nothing_to_compare(demo: Demo, tmp_path: Path) -> None:
     def drop(topic: str, data: bytes, number: int) -> bytes | None:
         return None if topic.endswith("/inference") else data
@@ -129,8 +150,8 @@ def test_other_weights_compare_inputs_alone(demo: Demo, tmp_path: Path) -> None:
 def test_show_knows_what_the_policy_and_the_controller_did(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
     rollout = find_rollout(str(demo.run / "episode_000"))
     summary = summarise(rollout)
-    assert summary.chunks == demo.count(CHUNK_TOPIC) == summary.seeds
-    assert summary.latency["observation_to_chunk"].count == summary.chunks
+    assert summary.chunks == demo.count(CHUNK_TOPIC)
+    assert summary.latency["observation_to_chunk"].count == summary.seeds == records(demo)
     assert summary.interventions["limited.soft_start"] > 0  # it does so in every episode
     said = [event.text for event in summary.events]
     assert f"instruction: {DEMO_INSTRUCTION}" in said and any(text.startswith("running") for text in said)
