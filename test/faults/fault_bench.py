@@ -58,6 +58,7 @@ STATUS_MS = 500  # nodes report at least this often
 SILENT_S = 0.3  # so many periods of the controller that it will not go on
 TIMEOUT_S = 60.0  # how long until a wait has failed, on any machine; never how long something should take
 SWING, SWING_S = 0.3, 4.0  # the good plan: waists and grippers swing so far around the start pose, in this time
+ON_PLAN = 0.05  # the share of the swing by which commands may differ from it, when nothing was wrong for a while
 WAISTS, GRIPPERS = [0, 7], [6, 13]
 STATE_HZ, CHUNK_HZ, CAMERA_HZ, CLOCK_HZ = 50.0, 5.0, 15.0, 100.0
 PICTURE = (120, 160, 3)
@@ -349,10 +350,33 @@ class Bench:
         group = next(group for group in ROBOT.actions if channel in group.channels)
         return np.array([tick.position[group.channels.index(channel)] for tick in list(self.ticks[group.name])])
 
+    def on_plan(self) -> bool:
+        """Whether the left waist has swung as planned for 15 commands.
+
+        Position and rate of a swing lie on a circle, whatever the time: a controller that is late is on it, one that
+        still comes back from somewhere else is not.
+        """
+        last = self.ticks["left_arm"][-15:]
+        away = np.array([tick.position[0] - START[0] for tick in last]) / SWING
+        rate = np.array([tick.rate[0] for tick in last]) / (2 * np.pi * SWING / SWING_S)
+        return len(last) == 15 and bool(np.all(np.abs(np.hypot(away, rate) - 1.0) < ON_PLAN))
+
+    def off_plan(self) -> float:
+        """How far the left waist's commands since ``healthy`` were from the good plan, in rad.
+
+        Whatever the plan said in the ``TOLERANCE_MS`` before a command counts as right, for a busy machine may be so
+        late. For nodes on the system clock.
+        """
+        ticks = list(self.ticks["left_arm"])
+        due_s = np.array([tick.at_s for tick in ticks])[:, None] - np.linspace(-0.1, TOLERANCE_MS * 1e-3, 61)
+        plan = START[0] + SWING * np.sin(2 * np.pi * due_s / SWING_S)
+        position = np.array([tick.position[0] for tick in ticks])
+        return float(np.maximum(plan.min(axis=1) - position, position - plan.max(axis=1)).max())
+
     # --- life ------------------------------------------------------------------------------------------------------
 
     def healthy(self) -> None:
-        """Puts everything right, waits until the robot moves, and forgets what was heard."""
+        """Puts everything right, waits until the robot moves as planned, and forgets what was heard."""
         self.heal()
         self.revive()
         self.bring_back()
@@ -362,6 +386,8 @@ class Bench:
             self.call("qwen_vla/reset")
             self.call("qwen_vla/start")
         self.wait(lambda: self.running_since(now_s), "motion")
+        if self._drivers and not self._cameras:  # else somebody else plans
+            self.wait(self.on_plan, "the plan")
         for ticks in self.ticks.values():
             ticks.clear()
         self.wait(lambda: len(self.moving()) > 20, "commands that move something")

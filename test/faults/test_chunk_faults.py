@@ -80,7 +80,7 @@ def refused(name: str, reason: str, done: str, make: Callable[[Bench], ActionChu
         took_ms = (b.last().at_s - sent_s) * 1e3
         b.counted("chunks_accepted", accepted)
         b.wait(lambda: b.running_since(sent_s), "the plan to go on")
-        assert np.abs(b.command("left_waist")).max() <= SWING + 1e-6, "a refused chunk moved the robot"
+        assert b.off_plan() <= OVERSHOOT, "a refused chunk moved the robot"
         return took_ms
 
     return Fault(name, done, f"refused whole, counted as {reason}; the plan goes on", REFUSED_MS, "ms", provoke)
@@ -138,7 +138,7 @@ def before_a_pause(b: Bench) -> float:
     status = b.counted("rejected.before_epoch", before)
     b.plan = b.chunk
     b.told("controller", "running", sent_s)
-    assert np.abs(b.command("left_waist")).max() <= SWING + 1e-6
+    assert np.abs(b.command("left_waist")).max() <= SWING + OVERSHOOT
     return (status.at_s - sent_s) * 1e3
 
 
