@@ -7,6 +7,7 @@ executor beside it. Nothing heavy lives in this process: neither images nor the 
 from __future__ import annotations
 
 import gc
+import re
 import sys
 import threading
 import time
@@ -33,7 +34,7 @@ from qwen_vla_core.embodiment.spec import ActionGroup, StateGroup
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.runtime.commitment import PlanRest
 from qwen_vla_core.runtime.continuity import DEFAULT_STRATEGY, STRATEGIES, find_strategy
-from qwen_vla_core.runtime.controller import SLOWED, ControlLoop, ControlOutput
+from qwen_vla_core.runtime.controller import ControlLoop, ControlOutput
 from qwen_vla_core.runtime.latency import LatencyWindow
 from qwen_vla_core.runtime.played import PlayedInstruction
 from qwen_vla_ros.commands import CommandAdapter, adapter_for, command_kind
@@ -72,7 +73,7 @@ from qwen_vla_ros.node_utils import (
 STATUS_PERIOD_S = 0.5
 HALT_TIMEOUT_S = 2.0
 ON_INSTRUCTION = ("finish", "flush", "hold")  # hold: what flush was called first
-TOLD_AT_ONCE = (SLOWED, "stopped: obstacle", "obstacle:")  # reasons whose coming and going is worth a status
+NUMBER = re.compile(r"\d")  # what follows in a reason changes with every tick and is no news
 LEVEL_BY_MODE = {"idle": "ok", "running": "ok", "holding": "warn", "estopped": "error", "fault": "error"}
 
 
@@ -327,7 +328,7 @@ class ControllerNode(LifecycleNode):
         """Ticks at the controller's rate until told to quit; an exception latches a fault instead of ending it."""
         assert self._control is not None
         control = self._control
-        mode, slowed, consumed = control.mode, False, (-1, 0)
+        mode, told, consumed = control.mode, "", (-1, 0)
         due = last = time.monotonic()
         while not self._quit.is_set():
             due += self._period_s
@@ -349,11 +350,11 @@ class ControllerNode(LifecycleNode):
                 consumed = self._publish_consumed(control, t_ns, consumed)
                 self._publish_played(control, t_ns)
                 self._publish_plan(control, t_ns)
-                late = output.reason.startswith(TOLD_AT_ONCE)
+                news = NUMBER.split(f"{output.mode}: {output.reason}", maxsplit=1)[0]
                 if output.mode != mode:
                     self.get_logger().info(f"{output.mode}: {output.reason}")
-                if output.mode != mode or late != slowed:
-                    mode, slowed = output.mode, late
+                if news != told:
+                    mode, told = output.mode, news
                     self._publish_status()
             except Exception as error:
                 if not rclpy.ok(context=self.context):

@@ -338,6 +338,18 @@ def test_silent_drivers_mean_silence_then_a_hold(robot: FakeRobot, controller: s
     robot.wait_mode("holding", "stale state")
 
 
+def test_another_reason_for_the_same_hold_is_told_at_once(robot: FakeRobot, controller: subprocess.Popen) -> None:
+    """The reason says how old the state was when it was first told: a status of its own, not the next regular one."""
+    oldest_ms = min(group.max_age_ms for group in ALOHA.state) + 150.0  # the regular one follows half a second after …
+    robot.wait_mode("holding", "waiting for the first chunk")
+    robot.statuses.clear()
+    robot.wait_mode("holding", "waiting for the first chunk")  # … this one
+    robot.publish_states = False
+    robot.wait_mode("holding", "stale state")
+    reason = next(s["reason"] for s in robot.statuses if "stale state" in s["reason"])
+    assert float(reason.split(" is ")[1].removesuffix(" ms old")) < oldest_ms, reason
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_with_a_hold_and_exit_code_0(robot: FakeRobot, controller: subprocess.Popen, number: int) -> None:
     target = START.copy()
