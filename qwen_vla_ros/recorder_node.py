@@ -18,7 +18,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from std_msgs.msg import Bool, Float64, String
 from std_srvs.srv import Trigger
@@ -62,6 +62,8 @@ IMAGE_QOS = QoSProfile(
 )  # a second: closing a bag waits for the disk
 STREAM_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+# Who joins late hears the last one; who is here misses none, also of episodes shorter than the closing of a bag.
+EVENT_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 # What arrived shortly before an instruction goes into its bag, as much as a policy remembers: it may choose from that.
 KEPT_IMAGES, KEPT_OTHERS = 4, 250
 BEFORE_S = 4.0
@@ -392,13 +394,13 @@ def recorded_topics(embodiment: Embodiment, simulated: bool) -> dict[str, tuple[
         topics[group.command.topic] = (message_type, RELIABLE_QOS)
     topics[CHUNK_TOPIC] = topics[CONSUMED_TOPIC] = topics[PLAN_TOPIC] = (JointTrajectory, RELIABLE_QOS)
     topics[LATENCY_TOPIC] = (Float64, RELIABLE_QOS)
-    topics[PLAYING_TOPIC] = (String, LATCHED_QOS)
-    topics[INSTRUCTION_TOPIC] = (String, LATCHED_QOS)
+    topics[PLAYING_TOPIC] = (String, EVENT_QOS)
+    topics[INSTRUCTION_TOPIC] = (String, EVENT_QOS)
     topics[STATUS_TOPIC] = (DiagnosticArray, STATUS_QOS)
-    topics[EPISODE_TOPIC] = (String, LATCHED_QOS)
+    topics[EPISODE_TOPIC] = (String, EVENT_QOS)
     topics[INFERENCE_TOPIC] = topics[NOTE_TOPIC] = topics[OUTCOME_TOPIC] = (String, RELIABLE_QOS)
     topics[HUMAN_TOPIC] = (Bool, ANY_QOS)
-    topics[ESTOPPED_TOPIC] = (Bool, LATCHED_QOS)
+    topics[ESTOPPED_TOPIC] = (Bool, EVENT_QOS)
     return topics
 
 

@@ -171,6 +171,22 @@ def nonsense_event(b: RecorderBench) -> float:
     return float(len(b.bags()) - before - 1)
 
 
+def frozen(b: RecorderBench) -> float:
+    """The recorder stands still while an episode ends and a whole short one passes; returns verdicts that it missed."""
+    before = len(b.bags())
+    b.signal("recorder_node", signal.SIGSTOP)
+    told = ["success", "failure"]
+    for verdict in told:
+        b.tell("finished", outcome=verdict)
+        b.tell("started")
+    b.heard_of()  # time passes
+    b.signal("recorder_node", signal.SIGCONT)
+    b.recording()  # the third
+    kept = [outcome(bag)["outcome"] for bag in b.bags()[before:]]
+    assert len(kept) == len(told), kept
+    return float(sum(a != b for a, b in zip(kept, told, strict=True)))
+
+
 def ended(number: int, times: int = 1) -> Callable[[RecorderBench], float]:
     """Signals the recorder while it records, then starts another one for the same folder."""
 
@@ -237,6 +253,14 @@ FAULTS = [
         0,
         "bags",
         nonsense_event,
+    ),
+    Fault(
+        "recorder frozen",
+        "SIGSTOP while an episode ends and another passes, then SIGCONT",
+        "every episode has its bag: outcomes that are not the simulator's",
+        0,
+        "outcomes",
+        frozen,
     ),
     Fault(
         "recorder SIGTERM",
