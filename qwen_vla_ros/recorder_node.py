@@ -120,6 +120,7 @@ class RecorderNode(Node):
         self._latched: dict[tuple[str, bytes], tuple[str, bytes]] = {}
         self._recent: dict[str, deque[tuple[int, bytes]]] = {}  # what arrived before an instruction
         self._note = ""
+        self._index: object = None  # of the open episode, as the simulator counts
         self._told: list[tuple[int, str]] = []  # instructions of the open episode, with their arrival
         self._human: bool | None = None
         self._began_ns = 0
@@ -183,12 +184,12 @@ class RecorderNode(Node):
             elif topic == OUTCOME_TOPIC:
                 verdict = self._verdict(deserialize_message(data, String).data)
             if event.get("event") == "started" and self._by_events:
+                self._end_unheard(event.get("earlier"))
                 self._begin({key: event.get(key) for key in ("index", "seed", "instruction")})
             self._losses.heard(name, stream, info.get("publication_sequence_number"), single)
             self._write(name, data)
             if event.get("event") == "finished" and self._by_events:  # after its own message went into the bag
-                about = {"seconds": event.get("seconds"), "reason": event.get("reason"), "judged_by": "simulator"}
-                self._end(str(event.get("outcome")), {key: value for key, value in about.items() if value is not None})
+                self._end_as_told(event)
             elif topic == NOTE_TOPIC:
                 self._judge(Verdict(note=deserialize_message(data, String).data.strip()))
             elif verdict is not None:
@@ -244,7 +245,7 @@ class RecorderNode(Node):
         self._end("aborted", {"reason": "the next episode began", "judged_by": "recorder"})
         if not self._space_left():
             return
-        self._began_ns = int(self.get_clock().now().nanoseconds)
+        self._began_ns, self._index = int(self.get_clock().now().nanoseconds), about.get("index")
         metadata = {
             **about,
             "embodiment": self.embodiment.name,
@@ -299,6 +300,16 @@ class RecorderNode(Node):
         self._last = (path, outcome)
         line = f"{path}: {outcome}, {bag.messages} messages, {bag.size_bytes / 1e6:.1f} MB"
         self.get_logger().info(f"{line}, lost: {lost}" if lost else line)
+
+    def _end_as_told(self, result: dict[str, Any]) -> None:
+        about = {"seconds": result.get("seconds"), "reason": result.get("reason"), "judged_by": "simulator"}
+        self._end(str(result.get("outcome")), {key: value for key, value in about.items() if value is not None})
+
+    def _end_unheard(self, earlier: object) -> None:
+        """Ends the open episode as a later one's event says, where its own was lost: this process stood still."""
+        for result in earlier if isinstance(earlier, list) else []:
+            if self._bag is not None and isinstance(result, dict) and result.get("index") == self._index:
+                self._end_as_told(result)
 
     def _outcome_callback(self, outcome: str) -> Callable[[Trigger.Request, Trigger.Response], Trigger.Response]:
         def on_request(_request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:

@@ -35,6 +35,8 @@ from qwen_vla_ros.node_utils import (
 SERVICE_TIMEOUT_S = 5.0
 SILENCE_S = 0.2  # no command for this long: the controller has come to rest and let go
 POLL_S = 0.01
+# What the start of an episode says of the ones before it, for who missed their ends: DDS repeats only the last message.
+EARLIER, EARLIER_EPISODES = ("index", "outcome", "seconds"), 8
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ class Director:
             return
         self._running = index
         about = {"index": index, "seed": seed, "instruction": instruction}
-        self._tell({"event": "started", **about})
+        earlier = [{key: result[key] for key in EARLIER} for result in self._results[-EARLIER_EPISODES:]]
+        self._tell({"event": "started", **about, "earlier": earlier})
         self._chunk_seen.clear()
         self._start_controller()
         self._instruction_publisher.publish(String(data=instruction))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,9 +27,10 @@ from fault_bench import (
 from fault_support import Fault, Ledger
 from graph_support import Graph
 from sensor_msgs.msg import JointState
+from std_msgs.msg import String
 
 from qwen_vla_ros.bringup import build_graph
-from qwen_vla_ros.node_utils import STATE_QOS
+from qwen_vla_ros.node_utils import EPISODE_TOPIC, LATCHED_QOS, STATE_QOS
 
 pytest.importorskip("mujoco", reason="the simulator is not installed")
 HOLD_MS = WATCHDOG_MS + 2 * TOLERANCE_MS  # and the chunk that was on its way when the policy ended
@@ -41,6 +44,7 @@ class GraphBench(Bench):
     """Policy, controller, simulator and recorder in the middle of an endless episode."""
 
     arm: list[tuple[float, JointState]]
+    events: list[dict[str, Any]]
     run_dir: Path
     checkpoint: Path
 
@@ -56,9 +60,12 @@ def bench(make_bench: Callable[..., Bench], tmp_path_factory: pytest.TempPathFac
         episode_timeout_s=3600.0,
     )
     made = make_bench(specs, kind=GraphBench, drivers=False)
-    made.arm, made.run_dir, made.checkpoint = [], folder / "run", checkpoint
+    made.arm, made.events, made.run_dir, made.checkpoint = [], [], folder / "run", checkpoint
     made.node.create_subscription(
         JointState, "/follower_left/joint_states", lambda msg: made.arm.append((time.time(), msg)), STATE_QOS
+    )
+    made.node.create_subscription(
+        String, EPISODE_TOPIC, lambda msg: made.events.append(json.loads(msg.data)), LATCHED_QOS
     )
     return made
 
@@ -121,6 +128,9 @@ def sim_reset(b: GraphBench) -> float:
     assert b.count("epoch") > epoch
     between = [t for t in b.ticks["left_arm"] if idle.at_s + BRAKING_S < t.at_s < again.at_s and t.rate.any()]
     assert not between, "it moved between two episodes"
+    started = b.events[-1]
+    assert started["event"] == "started"
+    assert [(told["index"], told["outcome"]) for told in started["earlier"]][-1] == (started["index"] - 1, "aborted")
     return (again.at_s - now_s) * 1e3
 
 
@@ -148,13 +158,12 @@ def recorder_killed(b: GraphBench) -> float:
     b.goes_on(time.time())
     pause_ms = float(np.diff([t.at_s for t in list(b.ticks["left_arm"])]).max() * 1e3)
     b.start("recorder_node")
-    b.wait(lambda: b.statuses.get("recorder"), "the recorder")
+    b.told("recorder", "recording")  # the episode that is announced as running
     before = len(list(b.run_dir.glob("episode_*")))
-    for _ in range(2):  # the first begins what the second ends
-        now_s = time.time()
-        assert b.call("qwen_vla/sim_reset").success
-        idle = b.told("controller", "idle: stopped", now_s)
-        b.told("controller", "running", idle.heard_s)
+    now_s = time.time()
+    assert b.call("qwen_vla/sim_reset").success
+    idle = b.told("controller", "idle: stopped", now_s)
+    b.told("controller", "running", idle.heard_s)
     b.wait(lambda: len(list(b.run_dir.glob("episode_*"))) > before, "a bag after the restart")
     return pause_ms
 
