@@ -147,9 +147,10 @@ def sim_killed(b: GraphBench) -> float:
     now_s = b.kill("sim_node")
     held = b.told("controller", "stale state", now_s)
     b.rested_s(held.at_s)
-    again_s = time.time()
+    before = len(b.events)
     b.start("sim_node")
-    b.told("controller", "running", again_s)
+    b.wait(lambda: any(event["event"] == "started" for event in b.events[before:]), "an episode")
+    b.told("controller", "running", time.time())
     return (held.at_s - now_s) * 1e3
 
 
