@@ -23,6 +23,9 @@ from qwen_vla_core.serving.access import check_binding, read_token
 
 Value = str | int | float | bool | list[str]
 PACKAGE = "qwen_vla_ros"
+PROFILE = "fastdds.xml"
+# A process killed while it reads shared memory makes whoever writes to it next wait for seconds: not the controller.
+CONTROLLER_PROFILE = "fastdds_udp.xml"
 DASHBOARD_TOKEN = "QWEN_VLA_DASHBOARD_TOKEN"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
@@ -158,6 +161,7 @@ def build_graph(
             raise UserError(f"{name} '{file}' does not exist")
     yaml_path = robot.source_path if Path(robot.source_path).is_file() else embodiment
     environment = node_environment()
+    controller_environment = node_environment(profile_file=CONTROLLER_PROFILE)
 
     def node(name: str, stop_order: int, parameters: Mapping[str, Value], ends_graph: bool = False) -> NodeSpec:
         clock: dict[str, Value] = {"use_sim_time": True} if use_sim_time and name != "sim_node" else {}
@@ -170,7 +174,7 @@ def build_graph(
             namespace=namespace,
             parameters={key: value for key, value in values.items() if value != ""},
             params_file=params_file,
-            environment=environment,
+            environment=controller_environment if name == "controller_node" else environment,
             log_level=log_level,
             ends_graph=ends_graph,
             stop_order=stop_order,
@@ -280,10 +284,10 @@ def build_fleet(robots: Mapping[str, str], **arguments: Any) -> list[NodeSpec]:
     return nodes
 
 
-def node_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
+def node_environment(base: Mapping[str, str] | None = None, *, profile_file: str = PROFILE) -> dict[str, str]:
     """Variables the nodes need; what the user has set in ``base`` (default: this process's) is left as it is."""
     base = os.environ if base is None else base
-    profile = str(resource_dir("config") / "fastdds.xml")
+    profile = str(resource_dir("config") / profile_file)
     wanted = {
         "FASTRTPS_DEFAULT_PROFILES_FILE": profile,  # read by Jazzy
         "FASTDDS_DEFAULT_PROFILES_FILE": profile,  # read by Kilted and later

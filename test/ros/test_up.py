@@ -19,7 +19,14 @@ from graph_support import Watcher
 from qwen_vla_core.errors import UserError
 from qwen_vla_core.resources import resource_dir
 from qwen_vla_ros import up
-from qwen_vla_ros.bringup import NodeSpec, build_graph, command_line, next_run_dir, node_environment
+from qwen_vla_ros.bringup import (
+    CONTROLLER_PROFILE,
+    NodeSpec,
+    build_graph,
+    command_line,
+    next_run_dir,
+    node_environment,
+)
 
 ROOT = Path(__file__).parents[2]
 SLEEPER = """
@@ -93,6 +100,9 @@ def test_environment_has_the_shipped_transport_profile_unless_the_user_chose_one
     profile = str(resource_dir("config") / "fastdds.xml")
     assert wanted["FASTRTPS_DEFAULT_PROFILES_FILE"] == wanted["FASTDDS_DEFAULT_PROFILES_FILE"] == profile
     assert wanted["MUJOCO_GL"] == "egl"
+    graph = {spec.name: spec.environment["FASTDDS_DEFAULT_PROFILES_FILE"] for spec in build_graph("aloha")}
+    assert graph.pop("controller_node") == str(resource_dir("config") / CONTROLLER_PROFILE)
+    assert set(graph.values()) == {profile}
     chosen = node_environment({"FASTDDS_DEFAULT_PROFILES_FILE": "mine.xml", "MUJOCO_GL": "osmesa"})
     assert not any("PROFILES" in key for key in chosen) and "MUJOCO_GL" not in chosen
 
