@@ -12,13 +12,17 @@ from qwen_vla_ros.bringup import build_graph
 
 
 @pytest.mark.skipif("fastrtps" not in get_rmw_implementation_identifier(), reason="the profiles are Fast DDS's")
-def test_the_controller_maps_no_shared_memory_and_is_heard_by_those_who_do(watcher: Watcher, tmp_path: Path) -> None:
+def test_the_controller_maps_no_shared_memory_and_is_heard_by_those_who_do(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        monkeypatch.delenv(variable, raising=False)
     specs = build_graph("aloha", run_dir=str(tmp_path / "run"))
     graph = Graph([spec for spec in specs if spec.name in ("controller_node", "recorder_node")], tmp_path)
     try:
         watcher.wait_for(lambda: {"controller", "recorder"} <= set(watcher.status), 60, "both statuses")
         maps = {name: Path(f"/proc/{process.pid}/maps").read_text() for name, process in graph.processes.items()}
-        assert "/dev/shm/fastrtps_" in maps["recorder_node"]
-        assert "/dev/shm/fastrtps_" not in maps["controller_node"]
+        shares = {name: "/dev/shm/fastrtps_" in text for name, text in maps.items()}
+        assert shares == {"controller_node": False, "recorder_node": True}
     finally:
         graph.close()

@@ -95,7 +95,11 @@ def test_parameters_reach_the_command_line_as_what_they_are() -> None:
     assert "__ns:=/lab" in command
 
 
-def test_environment_has_the_shipped_transport_profile_unless_the_user_chose_one() -> None:
+def test_environment_has_the_shipped_transport_profile_unless_the_user_chose_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for variable in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        monkeypatch.delenv(variable, raising=False)
     wanted = node_environment({})
     profile = str(resource_dir("config") / "fastdds.xml")
     assert wanted["FASTRTPS_DEFAULT_PROFILES_FILE"] == wanted["FASTDDS_DEFAULT_PROFILES_FILE"] == profile
