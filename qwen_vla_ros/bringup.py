@@ -24,7 +24,7 @@ from qwen_vla_core.serving.access import check_binding, read_token
 Value = str | int | float | bool | list[str]
 PACKAGE = "qwen_vla_ros"
 PROFILE = "fastdds.xml"
-# A process killed while it reads shared memory makes whoever writes to it next wait for seconds: not the controller.
+# A process killed while it reads shared memory can make who writes to it next wait for seconds: not the controller.
 CONTROLLER_PROFILE = "fastdds_udp.xml"
 DASHBOARD_TOKEN = "QWEN_VLA_DASHBOARD_TOKEN"
 DEFAULT_HOST = "127.0.0.1"
