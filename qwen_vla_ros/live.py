@@ -72,22 +72,32 @@ LISTEN_QOS = QoSProfile(
 )
 
 
+@contextlib.contextmanager
+def _shipped_profiles() -> Iterator[None]:
+    """A participant made here hears what the policy would hear; no later graph takes that for the user's choice."""
+    ours = {key: value for key, value in node_environment().items() if "PROFILES" in key}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for key in ours:
+            del os.environ[key]
+
+
 class Listener:
     """A node of its own context, so that a command line may come and go."""
 
     def __init__(self, namespace: str = "", use_sim_time: bool = False) -> None:
-        for key, value in node_environment().items():
-            if "PROFILES" in key:  # hear what the policy would hear
-                os.environ.setdefault(key, value)
         self.context = rclpy.Context()
-        rclpy.init(context=self.context)
         overrides = [Parameter("use_sim_time", value=True)] if use_sim_time else []
-        self.node: Node = rclpy.create_node(
-            f"embodiment_check_{os.getpid()}",
-            namespace=namespace,
-            context=self.context,
-            parameter_overrides=overrides,
-        )
+        with _shipped_profiles():
+            rclpy.init(context=self.context)
+            self.node: Node = rclpy.create_node(
+                f"embodiment_check_{os.getpid()}",
+                namespace=namespace,
+                context=self.context,
+                parameter_overrides=overrides,
+            )
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
 

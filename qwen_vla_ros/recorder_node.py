@@ -62,7 +62,7 @@ IMAGE_QOS = QoSProfile(
 )  # a second: closing a bag waits for the disk
 STREAM_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
-# Who joins late hears the last one; who is here misses none, also of episodes shorter than the closing of a bag.
+# Who joins late hears the last one; who waits for the disk misses none of episodes shorter than that.
 EVENT_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 # What arrived shortly before an instruction goes into its bag, as much as a policy remembers: it may choose from that.
 KEPT_IMAGES, KEPT_OTHERS = 4, 250
@@ -308,7 +308,7 @@ class RecorderNode(Node):
     def _end_unheard(self, earlier: object) -> None:
         """Ends the open episode as a later one's event says, where its own was lost: this process stood still."""
         for result in earlier if isinstance(earlier, list) else []:
-            if self._bag is not None and isinstance(result, dict) and result.get("index") == self._index:
+            if isinstance(result, dict) and result.get("index") == self._index and result.get("outcome") in OUTCOMES:
                 self._end_as_told(result)
 
     def _outcome_callback(self, outcome: str) -> Callable[[Trigger.Request, Trigger.Response], Trigger.Response]:

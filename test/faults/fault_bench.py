@@ -88,6 +88,11 @@ def robot_yaml(folder: Path) -> Path:
     return path
 
 
+def swing_at(time_s: np.ndarray) -> np.ndarray:
+    """How far the good plan is from the start pose, in rad."""
+    return SWING * np.sin(2 * np.pi * time_s / SWING_S)
+
+
 class Bench:
     """Runs ``specs`` and surrounds them.
 
@@ -250,9 +255,8 @@ class Bench:
     def chunk(self, *, age_s: float = 0.0) -> ActionChunk:
         """A good plan, observed ``age_s`` ago: waists and grippers swing, always in the same phase."""
         stamp_ns = self.now_ns() - round(age_s * 1e9)
-        due_s = stamp_ns * 1e-9 + ROBOT.period_s * np.arange(1, ROBOT.control.horizon + 1)
         actions = np.tile(START, (ROBOT.control.horizon, 1))
-        swing = SWING * np.sin(2 * np.pi * due_s / SWING_S)
+        swing = swing_at(stamp_ns * 1e-9 + ROBOT.period_s * np.arange(1, ROBOT.control.horizon + 1))
         actions[:, WAISTS] += swing[:, None]
         actions[:, GRIPPERS] += swing[:, None] - SWING
         return ActionChunk(actions, ROBOT.channels, stamp_ns, ROBOT.period_s)
@@ -369,7 +373,7 @@ class Bench:
         """
         ticks = list(self.ticks["left_arm"])
         due_s = np.array([tick.at_s for tick in ticks])[:, None] - np.linspace(-0.1, TOLERANCE_MS * 1e-3, 61)
-        plan = START[0] + SWING * np.sin(2 * np.pi * due_s / SWING_S)
+        plan = START[0] + swing_at(due_s)
         position = np.array([tick.position[0] for tick in ticks])
         return float(np.maximum(plan.min(axis=1) - position, position - plan.max(axis=1)).max())
 

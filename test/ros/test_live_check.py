@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from qwen_vla_core.embodiment.spec_base import FootprintSpec, ObstacleStopSpec
 from qwen_vla_core.runtime.obstacles import Scan
 from qwen_vla_ros import live, live_report
 from qwen_vla_ros.bringup import build_graph
-from qwen_vla_ros.live import check_live, graph_topics, picture_of, stamp_of
+from qwen_vla_ros.live import check_live, graph_topics, listening, picture_of, stamp_of
 from qwen_vla_ros.live_report import Endpoint, Evidence, Picture, TopicEvidence, judge
 from qwen_vla_ros.messages import numpy_to_image, scan_to_message
 from qwen_vla_ros.node_utils import ns_to_stamp
@@ -313,6 +314,12 @@ def test_a_controller_is_asked_for_its_joints_and_its_qos(monkeypatch: pytest.Mo
         rclpy.shutdown(context=context)
     assert any("another order of joints" in finding.message for finding in findings), findings
     assert any("QoS of /arm_controller does not fit" in finding.message for finding in findings), findings
+
+
+@pytest.mark.usefixtures("no_profile_chosen")
+def test_a_listener_leaves_no_profile_behind_that_looks_like_the_users_choice() -> None:
+    with listening():
+        assert not [key for key in os.environ if "PROFILES_FILE" in key]
 
 
 def test_bad_flags(capsys: pytest.CaptureFixture[str]) -> None:

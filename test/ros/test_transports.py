@@ -12,11 +12,8 @@ from qwen_vla_ros.bringup import build_graph
 
 
 @pytest.mark.skipif("fastrtps" not in get_rmw_implementation_identifier(), reason="the profiles are Fast DDS's")
-def test_the_controller_maps_no_shared_memory_and_is_heard_by_those_who_do(
-    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for variable in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
-        monkeypatch.delenv(variable, raising=False)
+@pytest.mark.usefixtures("no_profile_chosen")
+def test_the_controller_maps_no_shared_memory_and_is_heard_by_those_who_do(watcher: Watcher, tmp_path: Path) -> None:
     specs = build_graph("aloha", run_dir=str(tmp_path / "run"))
     graph = Graph([spec for spec in specs if spec.name in ("controller_node", "recorder_node")], tmp_path)
     try:

@@ -95,11 +95,8 @@ def test_parameters_reach_the_command_line_as_what_they_are() -> None:
     assert "__ns:=/lab" in command
 
 
-def test_environment_has_the_shipped_transport_profile_unless_the_user_chose_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for variable in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
-        monkeypatch.delenv(variable, raising=False)
+@pytest.mark.usefixtures("no_profile_chosen")
+def test_environment_has_the_shipped_transport_profile_unless_the_user_chose_one() -> None:
     wanted = node_environment({})
     profile = str(resource_dir("config") / "fastdds.xml")
     assert wanted["FASTRTPS_DEFAULT_PROFILES_FILE"] == wanted["FASTDDS_DEFAULT_PROFILES_FILE"] == profile
